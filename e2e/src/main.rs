@@ -1,0 +1,2 @@
+//! Everything real on one machine: scenarios, faults and benchmarks.
+fn main() {}
