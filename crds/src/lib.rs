@@ -1,1 +1,9 @@
-//! Herald.
+//! Herald's four resources.
+//!
+//! # Layout
+//!
+//! - [`priority`]: how urgent a notification is.
+
+pub mod priority;
+
+pub use priority::Priority;
