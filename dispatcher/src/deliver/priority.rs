@@ -234,3 +234,6 @@ impl Scheduler {
         self.held.iter().sum()
     }
 }
+
+#[cfg(test)]
+mod tests;
