@@ -4,14 +4,17 @@
 //!
 //! - [`channel`], [`template`], [`group`], [`schedule`]: the four kinds, a module each.
 //! - [`priority`], [`medium`], [`address`], [`shared`]: what they share.
+//! - [`names`]: what topics are called; [`render`]: what is said.
 //! - [`validate`]: what a problem is; [`pattern`]: the patterns of the schemas.
 
 pub mod address;
 pub mod channel;
 pub mod group;
 pub mod medium;
+pub mod names;
 pub mod pattern;
 pub mod priority;
+pub mod render;
 pub mod schedule;
 pub mod shared;
 pub mod template;

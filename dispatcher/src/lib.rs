@@ -1,7 +1,28 @@
-//! Herald.
+//! Herald's pipeline: `accept → plan → (waiting) → fanout → deliver → record`.
 //!
 //! # Layout
 //!
-//! - [`deliver`]: how any channel is worked off: priority, rate, retry, once.
+//! One folder for each stage, in the order in which a notification passes:
+//!
+//! - `api`: HTTP: routes, authentication, problem details, OpenAPI.
+//! - `accept`: a request becomes a message.
+//! - `plan`: a message becomes rows of the waiting room, or goes straight on.
+//! - `waiting`: what waits, and when it is released.
+//! - `fanout`: a chunk becomes deliveries: filter, render, bundle.
+//! - [`deliver`]: priority, rate, retry, once: how any channel is worked off.
+//! - [`provider`]: how one provider is spoken to, and nothing else.
+//! - `record`: events become history; the sweep.
+//! - `people`: directory, groups, suppressions.
+//!
+//! The seams: [`broker`] (what moves), [`store`] (what waits and what was), `catalog` (what is declared). What passes
+//! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. `local` puts all of it into one
+//! process, `cli` is what people type.
 
+pub mod broker;
 pub mod deliver;
+pub mod id;
+pub mod message;
+pub mod metrics;
+pub mod provider;
+pub mod store;
+pub mod timing;

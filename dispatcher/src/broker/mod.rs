@@ -1,0 +1,126 @@
+//! The seam to the broker: what moves now.
+//!
+//! At least once, and no more is asked: a message may be repeated, reordered and delivered to two holders; what a
+//! receipt was given for is never lost.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use herald_crds::names::Topic;
+use jiff::Timestamp;
+
+/// Where a message stands in its topic: later messages have greater ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(pub u64);
+
+/// A message to be published.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Envelope and body.
+    pub payload: Bytes,
+    /// What decides the partition, and with Key_Shared the consumer; `None`: any.
+    pub key: Option<Arc<str>>,
+    /// Not handed to consumers before this; `None`: at once.
+    pub deliver_at: Option<Timestamp>,
+}
+
+/// A message that a consumer holds until it acknowledges it.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Where it stands.
+    pub id: MessageId,
+    /// Envelope and body.
+    pub payload: Bytes,
+}
+
+/// How the consumers of a subscription share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One consumer gets everything, the others stand by.
+    Failover,
+    /// Messages go round; those with one key stay with one consumer as long as it lives.
+    KeyShared,
+}
+
+/// What can go wrong with a broker. All of it passes: whoever gets one tries again, later.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// No receipt: the message may or may not be there.
+    #[error("the broker gave no receipt for a message to {topic}: {reason}")]
+    Publish {
+        /// Where to.
+        topic: Topic,
+        /// What the broker or its client said.
+        reason: String,
+    },
+    /// The bound of what may be queued is reached; nothing was queued.
+    #[error("the broker takes nothing more: {reason}")]
+    Full {
+        /// Which bound.
+        reason: String,
+    },
+    /// A consumer, a tail or a question failed.
+    #[error("the broker did not answer for {topic}: {reason}")]
+    Receive {
+        /// Of which topic.
+        topic: Topic,
+        /// What the broker or its client said.
+        reason: String,
+    },
+    /// The broker is shutting down.
+    #[error("the broker is closed")]
+    Closed,
+}
+
+/// The broker.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Publishes messages and returns with their receipts: all of them are durable then, in this order.
+    ///
+    /// On an error some may be durable all the same. If the future is dropped the messages may still be published.
+    async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError>;
+
+    /// Consumes a topic's subscription. Messages that another consumer held and did not acknowledge come again once
+    /// that consumer is dropped. `prefetch` bounds the messages held unacknowledged.
+    async fn subscribe(
+        &self,
+        topic: &Topic,
+        sharing: Sharing,
+        prefetch: usize,
+    ) -> Result<Box<dyn Consumer>, BrokerError>;
+
+    /// Reads a topic's messages, without consuming them, from just after `after`; `None`: from the oldest kept.
+    async fn tail(
+        &self,
+        topic: &Topic,
+        after: Option<MessageId>,
+    ) -> Result<Box<dyn Tail>, BrokerError>;
+
+    /// The id of the newest message for which a receipt was given; `None` if there never was one.
+    async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError>;
+}
+
+/// One consumer of one topic. Dropping it gives back what it has not acknowledged.
+#[async_trait]
+pub trait Consumer: Send {
+    /// The next message; waits for one. Cancel safe: a message that was not returned is not lost.
+    async fn receive(&mut self) -> Result<Incoming, BrokerError>;
+
+    /// What acknowledges this consumer's messages; outlives the consumer, then without effect.
+    fn acknowledger(&self) -> Arc<dyn Acknowledger>;
+}
+
+/// Acknowledges messages: the last thing that happens to each.
+#[async_trait]
+pub trait Acknowledger: Send + Sync {
+    /// Never to be delivered again. An acknowledgement may be lost in a crash; the message is then repeated.
+    async fn acknowledge(&self, ids: &[MessageId]) -> Result<(), BrokerError>;
+}
+
+/// Reads along.
+#[async_trait]
+pub trait Tail: Send {
+    /// The next message; waits for one. Skips nothing that is kept. Cancel safe.
+    async fn next(&mut self) -> Result<Incoming, BrokerError>;
+}

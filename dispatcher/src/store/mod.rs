@@ -1,0 +1,55 @@
+//! The seam to SQL: what waits, what was, definitions and people.
+//!
+//! One trait for each stage that needs SQL, so that a stage's needs can be read in one place. Every method is one short
+//! transaction (group-committed where the database is embedded), is repeated safely, and takes `now` rather than
+//! reading a clock.
+
+mod history;
+mod people;
+mod plan;
+mod record;
+mod waiting;
+
+pub use history::*;
+pub use people::*;
+pub use plan::*;
+pub use record::*;
+pub use waiting::*;
+
+/// Everything a store does.
+pub trait Store:
+    PlanStore + WaitingStore + RecordStore + HistoryStore + PeopleStore + Send + Sync + 'static
+{
+}
+
+impl<T: PlanStore + WaitingStore + RecordStore + HistoryStore + PeopleStore + Send + Sync + 'static>
+    Store for T
+{
+}
+
+/// What can go wrong with a store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database is away, locked or full: passes; try again later (HTTP: 503).
+    #[error("the database is not available: {reason}")]
+    Unavailable {
+        /// What the database said.
+        reason: String,
+    },
+    /// The database could not be opened.
+    #[error("cannot open the database {path}: {reason}")]
+    Open {
+        /// Which file or address.
+        path: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// What was read is not what Herald wrote.
+    #[error("the database holds something unexpected in {place}: {reason}")]
+    Corrupt {
+        /// Table and column.
+        place: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}

@@ -1,0 +1,133 @@
+//! What the waiting room needs of SQL.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use herald_crds::Priority;
+use jiff::Timestamp;
+
+use super::StoreError;
+use crate::id::{DeliveryId, NotificationId};
+use crate::message::Delivery;
+
+/// Whose turn it was: releasing goes on after this row. Rows are in turn by notification, then by due time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn(
+    /// The store's own number of the notification; the turn after it begins with the next greater one.
+    pub i64,
+);
+
+/// A row of the waiting room that is due.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The store's own number of the row.
+    pub row: i64,
+    /// The delivery's id.
+    pub id: DeliveryId,
+    /// Its notification.
+    pub notification: NotificationId,
+    /// The recipient's id; empty for a bare address.
+    pub recipient: Arc<str>,
+    /// The address.
+    pub endpoint: Arc<str>,
+    /// The locale; empty: the template's default.
+    pub locale: Arc<str>,
+    /// When it became due.
+    pub due: Timestamp,
+    /// Round of the next release.
+    pub round: u16,
+    /// Attempt of the next release, from 1.
+    pub attempt: u16,
+    /// Attempts of this round that reached a provider.
+    pub tried: u16,
+    /// A delivery that came back whole and goes out as it is; `None`: to be rendered.
+    pub delivery: Option<Box<Delivery>>,
+}
+
+/// How much waits, for `GET …/channels/{name}` and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Rows that are due.
+    pub due: u64,
+    /// Due time of the oldest of them.
+    pub oldest: Option<Timestamp>,
+    /// Rows whose time has not come.
+    pub scheduled: u64,
+}
+
+/// What the waiting room needs of SQL.
+#[async_trait]
+pub trait WaitingStore {
+    /// Makes rows whose time has come ready for release, at most `limit`; answers the channels and classes concerned.
+    async fn ripen(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Arc<str>, Priority)>, StoreError>;
+
+    /// The earliest due time of rows that are not yet ready; `None`: none waits.
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Channels (`namespace/name`) and classes that have rows ready for release.
+    async fn ready(&self) -> Result<Vec<(Arc<str>, Priority)>, StoreError>;
+
+    /// The next chunk of one channel and class: rows of the notification whose turn it is, and, if those are fewer
+    /// than `limit`, of the next ones in turn; after the last notification the first is next. Rows stay ready until
+    /// they are marked as [`released`](Self::released): the one who releases a channel marks a chunk before taking the next.
+    async fn chunk(
+        &self,
+        channel: &str,
+        priority: Priority,
+        turn: Turn,
+        limit: usize,
+    ) -> Result<(Vec<Waiting>, Turn), StoreError>;
+
+    /// Marks rows as released, given their `(row, round, attempt)`: rows that have changed since are left alone.
+    async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError>;
+
+    /// Takes a notification's rows that have not left out of the waiting room, as cancelled, and stops its resolving.
+    /// Answers how many rows, and the channels of the rows that are already out.
+    async fn cancel(
+        &self,
+        notification: &NotificationId,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError>;
+
+    /// The same for everything of a template of a namespace that waits.
+    async fn cancel_template(
+        &self,
+        namespace: &str,
+        template: &str,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError>;
+
+    /// Gives a notification's rows that have not left, and those still to be resolved, another class.
+    async fn prioritize(
+        &self,
+        notification: &NotificationId,
+        priority: Priority,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError>;
+
+    /// Ends the rows of a channel that is no more as failed (`channel-deleted`); answers how many.
+    async fn end_channel(
+        &self,
+        channel: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<u64, StoreError>;
+
+    /// How much of a channel waits, by class.
+    async fn backlog(&self, channel: &str) -> Result<[Backlog; Priority::COUNT], StoreError>;
+}
+
+/// What an order has reached in the waiting room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// Rows that had not left.
+    pub waiting: u64,
+    /// Rows that are out and not yet ended.
+    pub out: u64,
+    /// `(channel, notification)` of those that are out.
+    pub out_by_channel: Vec<(Arc<str>, NotificationId)>,
+}
