@@ -24,5 +24,6 @@ pub mod id;
 pub mod message;
 pub mod metrics;
 pub mod provider;
+mod sqlite;
 pub mod store;
 pub mod timing;
