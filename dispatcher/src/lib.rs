@@ -4,8 +4,8 @@
 //!
 //! One folder for each stage, in the order in which a notification passes:
 //!
-//! - `api`: HTTP: routes, authentication, problem details, OpenAPI.
-//! - `accept`: a request becomes a message.
+//! - [`api`]: HTTP: routes, authentication, problem details, OpenAPI.
+//! - [`accept`]: a request becomes a message.
 //! - `plan`: a message becomes rows of the waiting room, or goes straight on.
 //! - `waiting`: what waits, and when it is released.
 //! - `fanout`: a chunk becomes deliveries: filter, render, bundle.
@@ -18,6 +18,8 @@
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. `local` puts all of it into one
 //! process, `cli` is what people type.
 
+pub mod accept;
+pub mod api;
 pub mod broker;
 pub mod deliver;
 pub mod id;
