@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
@@ -87,6 +88,9 @@ macro_rules! hex_id {
         }
     };
 }
+
+/// A resource's full name, `namespace/name`.
+pub type FullName = Arc<str>;
 
 /// A text that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -341,6 +341,9 @@ pub enum Step {
         /// The delivery, for a replay; `None` if it was never rendered.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         delivery: Option<Box<Delivery>>,
+        /// The address itself is gone: it goes on the suppression list.
+        #[serde(default)]
+        address_gone: bool,
     },
     /// Perhaps sent, and by the Channel's wish not tried again.
     Unknown {

@@ -39,3 +39,37 @@ pub enum Rendered {
         parameters: Option<serde_json::Value>,
     },
 }
+
+impl Rendered {
+    /// How many bytes are said: what limits and bundles count.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Email {
+                subject,
+                html,
+                text,
+                reply_to,
+                headers,
+            } => {
+                let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+                let headers: usize = headers
+                    .iter()
+                    .map(|(name, value)| name.len() + value.len())
+                    .sum();
+                subject.len() + optional(html) + text.len() + optional(reply_to) + headers
+            }
+            Self::Sms { text } => text.len(),
+            Self::Webhook {
+                body: Some(body), ..
+            } => body.len(),
+            Self::Webhook { parameters, .. } => parameters
+                .as_ref()
+                .map_or(0, |value| value.to_string().len()),
+        }
+    }
+
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

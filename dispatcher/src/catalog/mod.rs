@@ -9,10 +9,8 @@ use herald_crds::render::Compiled;
 use herald_crds::{Channel, NotificationTemplate, RecipientGroup, Schedule};
 use tokio::sync::watch;
 
+pub use crate::id::FullName;
 use crate::message::DefinitionHash;
-
-/// A resource's full name, `namespace/name`.
-pub type FullName = Arc<str>;
 
 /// A template in force.
 #[derive(Debug)]

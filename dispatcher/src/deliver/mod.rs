@@ -1,5 +1,19 @@
-//! How any channel is worked off.
+//! How any channel is worked off: priority, rate, retry, once.
 //!
-//! - [`priority`]: which class is served next.
+//! - [`worker`]: takes deliveries, chooses, sends; [`outcomes`]: tells what became of them and acknowledges.
+//! - [`priority`]: which class is served next. [`queue`]: what is held. [`rate`]: when the next may begin.
+//! - [`ledger`] and [`settled`]: what the events tell about copies, orders and pace.
+//! - [`breaker`]: which provider may be asked. [`retry`]: what follows an attempt. [`relays`]: the two short delays.
+//! - [`load`]: how the channel is, for everyone who asks.
 
+pub mod breaker;
+pub mod ledger;
+pub mod load;
+pub mod outcomes;
 pub mod priority;
+pub mod queue;
+pub mod rate;
+pub mod relays;
+pub mod retry;
+pub mod settled;
+pub mod worker;

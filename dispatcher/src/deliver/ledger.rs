@@ -1,0 +1,286 @@
+//! What a Channel's events tell everyone concerned: what is settled, what is called back, how fast it goes.
+//!
+//! One tail for each Channel and process, which resumes from the last event seen.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use herald_crds::{Priority, names};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::settled::Settled;
+use crate::broker::{Broker, MessageId};
+use crate::id::FullName;
+use crate::id::{DeliveryId, NotificationId};
+use crate::message::{self, Control, Event, Events};
+
+/// How fast deliveries leave is measured over this long.
+const DRAIN_WINDOW: Duration = Duration::from_millis(250);
+
+/// What the events of one Channel have told so far.
+#[derive(Debug)]
+pub struct Ledger {
+    channel: FullName,
+    state: Mutex<State>,
+    /// The last event applied.
+    position: watch::Sender<Option<MessageId>>,
+    /// Rings whenever something that is out has been settled, or an order came.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    settled: Settled,
+    cancelled: HashMap<NotificationId, Instant>,
+    prioritized: HashMap<NotificationId, (Priority, Instant)>,
+    orders: u64,
+    out: [Out; Priority::COUNT],
+}
+
+/// What was released of a class and is not settled yet.
+#[derive(Debug)]
+struct Out {
+    ids: HashMap<DeliveryId, (u16, u16, Instant)>,
+    settled: u64,
+    since: Instant,
+    /// Deliveries settled per second while something was out; `None`: not measured yet.
+    drain: Option<f64>,
+}
+
+impl Ledger {
+    /// The ledger of a Channel of which nothing is known yet.
+    pub fn new(channel: FullName, horizon: Duration) -> Arc<Self> {
+        let out = || Out {
+            ids: HashMap::new(),
+            settled: 0,
+            since: Instant::now(),
+            drain: None,
+        };
+        Arc::new(Self {
+            channel,
+            state: Mutex::new(State {
+                settled: Settled::new(horizon),
+                cancelled: HashMap::new(),
+                prioritized: HashMap::new(),
+                orders: 0,
+                out: [out(), out(), out(), out()],
+            }),
+            position: watch::Sender::new(None),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The Channel's full name.
+    pub fn channel(&self) -> &FullName {
+        &self.channel
+    }
+
+    /// Tails the Channel's events until `stop`. Whatever the broker does, it goes on after the last event seen.
+    pub async fn follow(&self, broker: &dyn Broker, stop: CancellationToken) {
+        stop.run_until_cancelled(async {
+            let topic = names::events(&self.channel);
+            loop {
+                let after = *self.position.borrow();
+                match broker.tail(&topic, after).await {
+                    Ok(mut tail) => loop {
+                        match tail.next().await {
+                            Ok(incoming) => {
+                                // What cannot be read here the recorder keeps and tells.
+                                if let Ok(events) = message::decode::<Events>(&incoming.payload) {
+                                    self.apply(&events);
+                                }
+                                self.position.send_replace(Some(incoming.id));
+                            }
+                            Err(error) => {
+                                tracing::warn!(channel = &*self.channel, %error, "tailing the events failed, resuming");
+                                break;
+                            }
+                        }
+                    },
+                    Err(error) => tracing::warn!(channel = &*self.channel, %error, "cannot tail the events, trying again"),
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        })
+        .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every section below leaves the state whole, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of events, from the tail or of one's own as soon as they have their receipt.
+    pub fn apply(&self, events: &Events) {
+        let mut state = self.lock();
+        for event in &events.outcomes {
+            state.note(event);
+        }
+        for control in &events.controls {
+            let now = Instant::now();
+            state.orders += 1;
+            match control {
+                Control::Cancel(notification) => {
+                    state.cancelled.insert(*notification, now);
+                }
+                Control::Prioritize(notification, priority) => {
+                    state.prioritized.insert(*notification, (*priority, now));
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when the tail has come as far as `position`; at once for `None`.
+    pub async fn caught_up(&self, position: Option<MessageId>) {
+        let mut seen = self.position.subscribe();
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = seen.wait_for(|seen| *seen >= position).await;
+    }
+
+    /// How far the tail has come.
+    pub fn position(&self) -> Option<MessageId> {
+        *self.position.borrow()
+    }
+
+    /// Whether a copy with this round and attempt is settled.
+    pub fn is_settled(&self, id: &DeliveryId, round: u16, attempt: u16) -> bool {
+        self.lock().settled.is_settled(id, round, attempt)
+    }
+
+    /// No copy older than this is sent.
+    pub fn horizon(&self) -> Duration {
+        self.lock().settled.horizon()
+    }
+
+    /// Whether a notification was called back.
+    pub fn is_cancelled(&self, notification: &NotificationId) -> bool {
+        let state = self.lock();
+        !state.cancelled.is_empty() && state.cancelled.contains_key(notification)
+    }
+
+    /// The class an order has put a notification in; `None`: its own.
+    pub fn class(&self, notification: &NotificationId) -> Option<Priority> {
+        let state = self.lock();
+        if state.prioritized.is_empty() {
+            return None;
+        }
+        state
+            .prioritized
+            .get(notification)
+            .map(|(priority, _)| *priority)
+    }
+
+    /// How many orders have come: a change means that what is held may have to be sorted again.
+    pub fn orders(&self) -> u64 {
+        self.lock().orders
+    }
+
+    /// Forgets orders older than the horizon, and what was released longer ago than that.
+    pub fn tidy(&self) {
+        let mut state = self.lock();
+        let horizon = state.settled.horizon();
+        state.cancelled.retain(|_, at| at.elapsed() < horizon);
+        state
+            .prioritized
+            .retain(|_, (_, at)| at.elapsed() < horizon);
+        for out in &mut state.out {
+            out.ids.retain(|_, (_, _, at)| at.elapsed() < horizon);
+        }
+    }
+
+    /// Notes that deliveries `(id, round, attempt)` of a class are about to go out.
+    pub fn released(
+        &self,
+        priority: Priority,
+        deliveries: impl IntoIterator<Item = (DeliveryId, u16, u16)>,
+    ) {
+        let mut state = self.lock();
+        let State { out, settled, .. } = &mut *state;
+        let out = &mut out[priority.index()];
+        if out.ids.is_empty() {
+            out.since = Instant::now();
+            out.settled = 0;
+        }
+        let now = Instant::now();
+        for (id, round, attempt) in deliveries {
+            if !settled.is_settled(&id, round, attempt) {
+                out.ids.insert(id, (round, attempt, now));
+            }
+        }
+    }
+
+    /// How many deliveries of a class are out, and how many per second have been settled lately (`None`: not known yet).
+    pub fn pace(&self, priority: Priority) -> (usize, Option<f64>) {
+        let mut state = self.lock();
+        let out = &mut state.out[priority.index()];
+        out.measure();
+        (out.ids.len(), out.drain)
+    }
+
+    /// Deliveries per second that have been settled lately, over all classes.
+    pub fn drain(&self) -> f64 {
+        self.lock().out.iter().filter_map(|out| out.drain).sum()
+    }
+
+    /// Resolves at the next change.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+}
+
+impl State {
+    fn note(&mut self, event: &Event) {
+        let Event {
+            delivery,
+            round,
+            attempt,
+            at,
+            step,
+            ..
+        } = event;
+        self.settled
+            .note(*delivery, *round, *attempt, step.ends(), *at);
+        // Usually the class that it was released in; another if it was prioritized since.
+        let released = self
+            .out
+            .iter_mut()
+            .find(|out| out.ids.contains_key(delivery));
+        if let Some(out) = released
+            && out
+                .ids
+                .get(delivery)
+                .is_some_and(|(r, a, _)| (*r, *a) <= (*round, *attempt) || step.ends())
+        {
+            out.ids.remove(delivery);
+            out.settled += 1;
+            out.measure();
+        }
+    }
+}
+
+impl Out {
+    fn measure(&mut self) {
+        if self.ids.is_empty() && self.settled == 0 {
+            self.since = Instant::now();
+            return;
+        }
+        let elapsed = self.since.elapsed();
+        if elapsed < DRAIN_WINDOW && !(self.ids.is_empty() && self.settled > 0) {
+            return;
+        }
+        let rate = self.settled as f64 / elapsed.as_secs_f64().max(1e-3);
+        // What went out and was settled within one window says at least how fast it can go.
+        self.drain = Some(match self.drain {
+            Some(drain) if self.ids.is_empty() => drain.max(rate),
+            Some(drain) => drain * 0.5 + rate * 0.5,
+            None => rate,
+        });
+        self.settled = 0;
+        self.since = Instant::now();
+    }
+}

@@ -1,0 +1,91 @@
+//! The two relays: what is due is copied at once to its class topic, then acknowledged. Priority is decided there.
+
+use std::time::Duration;
+
+use herald_crds::{Priority, names};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, BrokerError, Incoming, Outgoing, Sharing};
+use crate::message::{self, Bundle, DecodeError};
+
+/// Messages a relay holds unacknowledged.
+const PREFETCH: usize = 64;
+
+/// Runs one relay of a channel until `stop`.
+pub async fn run(broker: &dyn Broker, channel: &str, relay: usize, stop: CancellationToken) {
+    stop.run_until_cancelled(async {
+        loop {
+            if let Err(error) = relay_messages(broker, channel, relay).await {
+                tracing::warn!(channel, relay, %error, "the relay was interrupted, beginning again");
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    })
+    .await;
+}
+
+async fn relay_messages(
+    broker: &dyn Broker,
+    channel: &str,
+    relay: usize,
+) -> Result<(), BrokerError> {
+    let [first, second] = names::relays(channel);
+    let topic = if relay == 0 { first } else { second };
+    let mut consumer = broker
+        .subscribe(&topic, Sharing::KeyShared, PREFETCH)
+        .await?;
+    let acknowledger = consumer.acknowledger();
+    loop {
+        let Incoming { id, payload } = consumer.receive().await?;
+        match message::decode::<Bundle>(&payload) {
+            Ok(bundle) => {
+                for class in Priority::ALL {
+                    let of_class = |d: &&message::Delivery| d.priority == class;
+                    let count = bundle.deliveries.iter().filter(of_class).count();
+                    if count == 0 {
+                        continue;
+                    }
+                    let payload = if count == bundle.deliveries.len() {
+                        payload.clone()
+                    } else {
+                        let deliveries =
+                            bundle.deliveries.iter().filter(of_class).cloned().collect();
+                        message::encode(&Bundle { deliveries })
+                    };
+                    let message = Outgoing {
+                        payload,
+                        key: None,
+                        deliver_at: None,
+                    };
+                    broker
+                        .publish(&names::deliveries(channel, class), vec![message])
+                        .await?;
+                }
+            }
+            Err(DecodeError::Newer { version, format }) => {
+                // For a program that can read it: once more round this relay.
+                tracing::error!(
+                    channel,
+                    version,
+                    format,
+                    "a message of a newer format is parked in the relay"
+                );
+                let later = jiff::Timestamp::now() + Duration::from_secs(30);
+                broker
+                    .publish(
+                        &topic,
+                        vec![Outgoing {
+                            payload,
+                            key: None,
+                            deliver_at: Some(later),
+                        }],
+                    )
+                    .await?;
+            }
+            Err(error) => {
+                tracing::error!(channel, %error, "a message in the relay cannot be read and is dropped")
+            }
+        }
+        acknowledger.acknowledge(&[id]).await?;
+    }
+}
