@@ -109,6 +109,9 @@ pub struct Request {
     pub recipients: Vec<To>,
     /// The template's parameters: a JSON object.
     pub parameters: Box<RawValue>,
+    /// Some of the parameters are sensitive: none of them are kept once it has ended.
+    #[serde(default)]
+    pub sensitive: bool,
     /// Channels (`namespace/name`) that the sender named instead of the template's routing; empty if none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<Arc<str>>,

@@ -8,6 +8,7 @@ mod history;
 mod people;
 mod plan;
 mod record;
+pub mod sqlite;
 mod waiting;
 
 pub use history::*;
