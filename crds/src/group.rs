@@ -1,11 +1,14 @@
 //! RecipientGroup: who gets it.
 
+use std::collections::HashSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::RecipientRef;
 use crate::shared::{self, LabelSelector};
+use crate::validate::{Problem, Problems, Validate, validate};
+use crate::{Kind, RecipientRef};
 
 /// Who gets it: named people, other groups, addresses, everybody in the directory with certain labels, and whoever
 /// was added over HTTP. A person in it twice gets one message.
@@ -60,4 +63,37 @@ pub struct RecipientGroupStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+}
+
+impl Validate for RecipientGroup {
+    fn validate(&self) -> Vec<Problem> {
+        let spec = &self.spec;
+        validate(Kind::RecipientGroup, &self.metadata, spec, |problems| {
+            if spec.members.is_empty() && spec.selector.is_none() && !spec.managed {
+                let message = "nobody could ever be in this group: give members, a selector, or managed: true";
+                problems.add("/spec", message);
+            }
+            check_recipients("/spec/members", &spec.members, problems);
+            if let Some(selector) = &spec.selector {
+                problems.labels(
+                    "/spec/selector/matchLabels",
+                    &selector.match_labels,
+                    true,
+                    &[],
+                );
+            }
+        })
+    }
+}
+
+/// Each by itself, and that none is there twice.
+pub(crate) fn check_recipients(at: &str, recipients: &[RecipientRef], problems: &mut Problems) {
+    let mut seen = HashSet::new();
+    for (index, recipient) in recipients.iter().enumerate() {
+        let at = format!("{at}/{index}");
+        problems.extend(recipient.problems(&at));
+        if !seen.insert(recipient) {
+            problems.add(at, "is in the list twice");
+        }
+    }
 }

@@ -2,20 +2,26 @@
 //!
 //! # Layout
 //!
-//! - [`channel`], [`template`], [`group`], [`schedule`]: the four kinds, a module each.
+//! - [`channel`], [`template`], [`group`], [`schedule`]: the four kinds, a module each; [`kind`]: a resource of any.
 //! - [`priority`], [`medium`], [`address`], [`shared`]: what they share.
-//! - [`names`]: what topics are called; [`render`]: what is said.
-//! - [`validate`]: what a problem is; [`pattern`]: the patterns of the schemas.
+//! - [`validate`]: what a problem is; [`crd`]: the schemas and what they refuse; [`pattern`]: their patterns.
+//! - [`set`]: all resources together, and what is wrong between them.
+//! - [`names`]: what topics, subscriptions, labels and child objects are called.
+//! - [`render`]: what is said; [`cron`]: when a Schedule is due.
 
 pub mod address;
 pub mod channel;
+pub mod crd;
+pub mod cron;
 pub mod group;
+pub mod kind;
 pub mod medium;
 pub mod names;
 pub mod pattern;
 pub mod priority;
 pub mod render;
 pub mod schedule;
+pub mod set;
 pub mod shared;
 pub mod template;
 pub mod validate;
@@ -27,9 +33,12 @@ pub use channel::{
     retry_delay,
 };
 pub use group::{RecipientGroup, RecipientGroupSpec, RecipientGroupStatus};
+pub use kind::{Kind, Resource};
 pub use medium::Medium;
+pub use names::{Relay, Topic, TopicKind};
 pub use priority::Priority;
 pub use schedule::{Schedule, ScheduleSpec, ScheduleStatus};
+pub use set::{Finding, ResourceSet};
 pub use shared::{LabelSelector, NameRef};
 pub use template::{
     Content, Deduplication, EmailContent, NotificationTemplate, NotificationTemplateSpec,

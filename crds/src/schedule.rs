@@ -8,8 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::cron::{Due, ParseTiming};
+use crate::group::check_recipients;
 use crate::shared;
-use crate::{Priority, RecipientRef, pattern};
+use crate::validate::{FREE_OBJECT_BYTES, Problem, Validate, validate};
+use crate::{Kind, Priority, RecipientRef, pattern};
 
 /// When a template is sent to whom: again and again, or once. Fires once for each due time.
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -109,6 +112,17 @@ impl ScheduleSpec {
         shared::seconds(self.spread_over_seconds, 0)
     }
 
+    /// When it is due.
+    ///
+    /// Fails as [`Validate::validate`] would: unless exactly one of `schedule` and `at` is there and can be read.
+    pub fn due(&self) -> Result<Due, ParseTiming> {
+        match (&self.schedule, &self.at) {
+            (Some(cron), None) => Due::cron(cron, self.time_zone()),
+            (None, Some(at)) => Due::once(at, self.time_zone()),
+            _ => Err(ParseTiming::ChooseOne),
+        }
+    }
+
     /// How late it may still fire; an hour unless given.
     pub fn starting_deadline(&self) -> Duration {
         shared::seconds(self.starting_deadline_seconds, 3600)
@@ -150,4 +164,23 @@ pub struct LastNotification {
     pub id: String,
     /// Whether it was accepted.
     pub accepted: bool,
+}
+
+impl Validate for Schedule {
+    fn validate(&self) -> Vec<Problem> {
+        let spec = &self.spec;
+        validate(Kind::Schedule, &self.metadata, spec, |problems| {
+            if let Err(error) = spec.due() {
+                let at = match error {
+                    ParseTiming::ChooseOne => "/spec",
+                    ParseTiming::ReadCron { .. } | ParseTiming::FindOccurrence => "/spec/schedule",
+                    ParseTiming::ReadTime { .. } => "/spec/at",
+                    ParseTiming::FindTimeZone { .. } => "/spec/timeZone",
+                };
+                problems.add(at, error.to_string());
+            }
+            check_recipients("/spec/recipients", &spec.recipients, problems);
+            problems.size("/spec/parameters", &spec.parameters, FREE_OBJECT_BYTES);
+        })
+    }
 }

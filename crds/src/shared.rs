@@ -21,8 +21,7 @@ pub struct NameRef {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelSelector {
     /// Label keys with the value that each must have; at least one.
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]
-    #[schemars(inner(length(max = 63)))]
+    #[schemars(schema_with = "labels")]
     pub match_labels: BTreeMap<String, String>,
 }
 
@@ -66,4 +65,13 @@ pub(crate) fn off(flag: &bool) -> bool {
 /// A duration of YAML, or the default; what is negative (and so refused) counts as zero.
 pub(crate) fn seconds(given: Option<i32>, default: i32) -> std::time::Duration {
     std::time::Duration::from_secs(given.unwrap_or(default).max(0) as u64)
+}
+
+fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 63},
+        "minProperties": 1,
+        "maxProperties": 16,
+    })
 }

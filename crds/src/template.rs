@@ -1,5 +1,7 @@
 //! NotificationTemplate: what is said.
 
+mod validate;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 mod pod;
 mod provider;
+mod validate;
 
 use std::time::Duration;
 
