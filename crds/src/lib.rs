@@ -7,12 +7,13 @@
 //! - [`validate`]: what a problem is; [`crd`]: the schemas and what they refuse; [`pattern`]: their patterns.
 //! - [`set`]: all resources together, and what is wrong between them.
 //! - [`names`]: what topics, subscriptions, labels and child objects are called.
-//! - [`render`]: what is said; [`cron`]: when a Schedule is due.
+//! - [`definition`]: a template with everything it includes; [`render`]: how it becomes a message; [`cron`]: when a Schedule is due.
 
 pub mod address;
 pub mod channel;
 pub mod crd;
 pub mod cron;
+pub mod definition;
 pub mod group;
 pub mod kind;
 pub mod medium;
@@ -32,6 +33,7 @@ pub use channel::{
     LogRule, LogSpec, OnUnknown, Provider, ProviderSpec, RateLimit, SmtpSpec, SmtpTls, WebhookSpec,
     retry_delay,
 };
+pub use definition::Definition;
 pub use group::{RecipientGroup, RecipientGroupSpec, RecipientGroupStatus};
 pub use kind::{Kind, Resource};
 pub use medium::Medium;

@@ -165,7 +165,7 @@ const DAY: &[Phase] = &[
     RECOVERY,
 ];
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers on every machine, and quick without optimization.
+/// `SplitMix64` (Steele, Lea, Flood 2014): the same numbers on every machine, and quick without optimization.
 struct Random(u64);
 
 impl Random {

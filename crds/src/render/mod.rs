@@ -1,75 +1,612 @@
-//! What is said, from a template and its parameters. Pure.
+//! Rendering: a definition and parameters become a message. Sandboxed: no files, no network, no clock.
+//!
+//! # Layout
+//!
+//! - here: [`Compiled`], a definition made ready once, rendered for every recipient.
+//! - [`mod@rendered`]: what comes out; [`mod@error`]: what can go wrong.
+//! - [`mod@parameters`]: what goes in, and whether it is right.
+//! - `includes`: which partials a block needs; `names`: what they are called in the engine; `text`: HTML as plain text.
+//!
+//! # Limits
+//!
+//! Each block may burn [`FUEL`], all blocks of a message together may print [`MAX_RENDERED`] bytes, and macros and
+//! includes nest only so deep. The engine charges fuel for work and for memory alike, so neither a loop for ever nor a
+//! variable of a gigabyte gets far; what is printed is cut off while it is printed.
+
+pub mod error;
+pub(crate) mod includes;
+pub(crate) mod names;
+pub mod parameters;
+pub mod rendered;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use minijinja::{Environment, UndefinedBehavior, Value as Evaluated};
+use serde::de::IgnoredAny;
+use serde_json::Value;
 
-/// What is said to one recipient over one medium.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Rendered {
-    /// Mail.
-    Email {
-        /// Subject line.
-        subject: String,
-        /// HTML body; `None`: plain text only.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        html: Option<String>,
-        /// Plain text body.
-        text: String,
-        /// Where answers go; `None`: to the provider's `from`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reply_to: Option<String>,
-        /// Further header fields.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        headers: BTreeMap<String, String>,
-    },
-    /// Text message.
-    Sms {
-        /// Its text.
-        text: String,
-    },
-    /// Body of an HTTP request.
-    Webhook {
-        /// JSON, rendered; `None`: a CloudEvent that carries `parameters`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        body: Option<String>,
-        /// The parameters, for the CloudEvent; `None` if there is a body.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        parameters: Option<serde_json::Value>,
-    },
+use crate::{Content, Definition, EmailContent, Medium, Problem};
+
+pub(crate) use error::syntax_problem;
+pub use error::{Place, RenderError};
+pub use parameters::{Parameters, REDACTED, Recipient, redact};
+pub use rendered::Rendered;
+
+use parameters::{Context, Schema};
+
+/// The most bytes of one message, all its parts together.
+pub const MAX_RENDERED: usize = 1024 * 1024;
+
+/// What one block may burn: one for each instruction, and one for each 64 bytes that are made or looked through. A
+/// message that prints a table of a thousand rows burns a tenth of it.
+pub const FUEL: u64 = 500_000;
+
+/// The most bytes of a deduplication key.
+pub const MAX_KEY: usize = 1024;
+
+/// How deep loops, macros and includes may nest: an include counts ten, a macro four, a loop one.
+const NESTING: usize = 300;
+
+/// A definition made ready: every block of every locale compiled, once. Cheap to render from, from many threads.
+#[derive(Debug)]
+pub struct Compiled {
+    definition: Arc<Definition>,
+    name: Arc<str>,
+    environment: Environment<'static>,
+    /// The translations, then the default content: the order in which a tag is looked for.
+    languages: Vec<Language>,
+    key: Option<Block>,
+    schema: Option<Schema>,
 }
 
-impl Rendered {
-    /// How many bytes are said: what limits and bundles count.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Email {
-                subject,
-                html,
-                text,
-                reply_to,
-                headers,
-            } => {
-                let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-                let headers: usize = headers
-                    .iter()
-                    .map(|(name, value)| name.len() + value.len())
-                    .sum();
-                subject.len() + optional(html) + text.len() + optional(reply_to) + headers
-            }
-            Self::Sms { text } => text.len(),
-            Self::Webhook {
-                body: Some(body), ..
-            } => body.len(),
-            Self::Webhook { parameters, .. } => parameters
-                .as_ref()
-                .map_or(0, |value| value.to_string().len()),
+/// What is said in one language.
+#[derive(Debug)]
+struct Language {
+    tag: Arc<str>,
+    email: Option<Email>,
+    sms: Option<Block>,
+    webhook: Option<Webhook>,
+}
+
+#[derive(Debug)]
+struct Email {
+    subject: Block,
+    html: Option<Block>,
+    text: Option<Block>,
+    reply_to: Option<Block>,
+    headers: BTreeMap<String, Block>,
+}
+
+#[derive(Debug)]
+struct Webhook {
+    /// `None`: the provider's default.
+    body: Option<Block>,
+}
+
+/// One piece of template language.
+#[derive(Debug)]
+struct Block {
+    /// What the engine calls it.
+    name: String,
+    pointer: Arc<str>,
+    locale: Arc<str>,
+}
+
+impl Compiled {
+    /// Compiles a definition and renders each of its samples.
+    ///
+    /// Errors: every block that does not compile, what is wrong with its includes and its JSON Schema, and every sample
+    /// that does not render, with its path (`/spec/samples/0`).
+    pub fn new(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
+        let compiled = Self::without_samples(definition)?;
+        let problems = compiled.check_samples();
+        if problems.is_empty() {
+            Ok(compiled)
+        } else {
+            Err(problems)
         }
     }
 
-    /// Whether nothing is said.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Compiles a definition that was in force once, without another look at its samples: what was accepted must be
+    /// rendered.
+    pub fn without_samples(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
+        let mut problems = definition.check();
+        let spec = &definition.template;
+        let schema = match spec.parameters.as_ref() {
+            Some(schema) => Schema::new(schema, &spec.sensitive)
+                .map_err(|found| problems.extend(found))
+                .ok(),
+            None => None,
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+
+        let mut environment = environment();
+        for (path, source) in definition.blocks() {
+            let name = names::block_name(&definition.name, &path);
+            if let Err(error) = environment.add_template_owned(name, source.to_owned()) {
+                problems.push(syntax_problem(&path, &error));
+            }
+        }
+        for (full, source) in definition.all_partials() {
+            for name in names::partial_names(&full) {
+                if let Err(error) = environment.add_template_owned(name, source.to_owned()) {
+                    let problem = syntax_problem("/spec/partials", &error);
+                    problems.push(Problem::new(
+                        problem.path,
+                        format!("{full:?} {}", problem.message),
+                    ));
+                }
+            }
+        }
+        if !problems.is_empty() {
+            problems.sort_unstable();
+            problems.dedup();
+            return Err(problems);
+        }
+
+        let language =
+            |base: String, tag: &str, content| Language::new(&definition.name, &base, tag, content);
+        let languages = spec
+            .translations
+            .iter()
+            .map(|(tag, content)| {
+                let base = format!("/spec/translations/{}", crate::validate::escape(tag));
+                language(base, tag, content)
+            })
+            .chain([language(
+                "/spec/content".to_owned(),
+                spec.default_locale(),
+                &spec.content,
+            )])
+            .collect();
+        let key = spec.deduplication.is_some().then(|| {
+            Block::new(
+                &definition.name,
+                "/spec/deduplication/key".to_owned(),
+                &spec.default_locale().into(),
+            )
+        });
+        Ok(Self {
+            name: definition.name.as_str().into(),
+            languages,
+            key,
+            schema,
+            environment,
+            definition,
+        })
     }
+
+    /// What it was compiled from.
+    pub const fn definition(&self) -> &Arc<Definition> {
+        &self.definition
+    }
+
+    /// Checks parameters against the template's JSON Schema; without one, that they are an object.
+    ///
+    /// The paths are JSON Pointers into `parameters`. Values of sensitive parameters are not quoted.
+    pub fn check_parameters(&self, parameters: &Value) -> Result<(), Vec<Problem>> {
+        if !parameters.is_object() {
+            return Err(vec![Problem::new("", "parameters must be an object")]);
+        }
+        self.schema
+            .as_ref()
+            .map_or(Ok(()), |schema| schema.check(parameters))
+    }
+
+    /// Makes parameters ready: once for a notification, not for each recipient. Does not check them.
+    pub fn prepare(&self, parameters: impl Into<Arc<Value>>) -> Parameters {
+        Parameters::new(parameters.into())
+    }
+
+    /// Renders one message.
+    ///
+    /// `locale` is the language tag that is looked for, in any case: `pt-BR`, then `pt`, then the default locale, each
+    /// medium's block by itself. A mail's `replyTo` and headers, which are not language, come from the default locale
+    /// where the translation has none.
+    ///
+    /// Parameters that do not fit the JSON Schema are an error only where a block stumbles over them.
+    pub fn render(
+        &self,
+        medium: Medium,
+        locale: &str,
+        parameters: &Parameters,
+        recipient: &Arc<Recipient>,
+    ) -> Result<Rendered, RenderError> {
+        let mut run = Run {
+            compiled: self,
+            context: Evaluated::from_object(Context {
+                parameters: parameters.value.clone(),
+                recipient: Some(Arc::clone(recipient)),
+            }),
+            left: MAX_RENDERED,
+        };
+        let missing = || RenderError::FindBlock {
+            template: Arc::clone(&self.name),
+            medium,
+            locale: locale.to_owned(),
+        };
+        match medium {
+            Medium::Email => {
+                let email = self
+                    .find(locale, |language| language.email.as_ref())
+                    .ok_or_else(missing)?;
+                run.email(
+                    email,
+                    self.default_language()
+                        .and_then(|language| language.email.as_ref()),
+                )
+            }
+            Medium::Sms => {
+                let text = self
+                    .find(locale, |language| language.sms.as_ref())
+                    .ok_or_else(missing)?;
+                run.block(text).map(|text| Rendered::Sms { text })
+            }
+            Medium::Webhook => {
+                let webhook = self
+                    .find(locale, |language| language.webhook.as_ref())
+                    .ok_or_else(missing)?;
+                run.webhook(webhook.body.as_ref(), parameters)
+            }
+            Medium::Voice | Medium::Push | Medium::Chat | Medium::Inbox => Err(missing()),
+        }
+    }
+
+    /// The key by which messages that say the same again are known; `None`: the template has none, and nothing is
+    /// dropped. It sees the parameters alone, not the recipient. At most [`MAX_KEY`] bytes.
+    pub fn deduplication_key(
+        &self,
+        parameters: &Parameters,
+    ) -> Result<Option<String>, RenderError> {
+        let Some(block) = &self.key else {
+            return Ok(None);
+        };
+        let mut run = Run {
+            compiled: self,
+            context: Evaluated::from_object(Context {
+                parameters: parameters.value.clone(),
+                recipient: None,
+            }),
+            left: MAX_KEY,
+        };
+        run.block(block).map(Some).map_err(|error| match error {
+            RenderError::Fit { place, .. } => RenderError::Fit {
+                place,
+                limit: MAX_KEY,
+            },
+            error => error,
+        })
+    }
+
+    /// The language tags it speaks: the default first, then the translations in their order.
+    pub fn locales(&self) -> impl Iterator<Item = &str> {
+        let (default, translations) = match self.languages.split_last() {
+            Some((default, translations)) => (Some(default), translations),
+            None => (None, &[][..]),
+        };
+        default
+            .into_iter()
+            .chain(translations)
+            .map(|language| &*language.tag)
+    }
+
+    /// The default content, which is the last.
+    fn default_language(&self) -> Option<&Language> {
+        self.languages.last()
+    }
+
+    /// The first of `pt-BR`, `pt`, default locale that has what is asked for.
+    fn find<'a, T>(&'a self, locale: &str, of: impl Fn(&'a Language) -> Option<T>) -> Option<T> {
+        let mut wanted = locale;
+        while !wanted.is_empty() {
+            let found = self
+                .languages
+                .iter()
+                .filter(|language| language.tag.eq_ignore_ascii_case(wanted))
+                .find_map(&of);
+            if found.is_some() {
+                return found;
+            }
+            wanted = wanted.rsplit_once('-').map_or("", |(shorter, _)| shorter);
+        }
+        self.default_language().and_then(&of)
+    }
+
+    /// Renders every sample in its own locale, or in every one if it names none.
+    fn check_samples(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (index, sample) in self.definition.template.samples.iter().enumerate() {
+            let path = format!("/spec/samples/{index}");
+            let json = Arc::new(Value::Object(sample.parameters.clone().unwrap_or_default()));
+            if let Err(found) = self.check_parameters(&json) {
+                problems.extend(found.into_iter().map(|problem| {
+                    Problem::new(
+                        format!("{path}/parameters{}", problem.path),
+                        problem.message,
+                    )
+                }));
+                continue;
+            }
+            let parameters = self.prepare(json);
+            let mut failed = |error: RenderError| {
+                problems.push(Problem::new(
+                    &path,
+                    format!("sample {:?} does not render: {error}", sample.name),
+                ));
+            };
+            if let Err(error) = self.deduplication_key(&parameters) {
+                failed(error);
+            }
+            let locales: Vec<&str> = match &sample.locale {
+                Some(locale) => vec![locale],
+                None => self.locales().collect(),
+            };
+            for locale in locales {
+                let recipient = Arc::new(Recipient {
+                    id: Some("sample".into()),
+                    locale: locale.into(),
+                    labels: BTreeMap::new(),
+                });
+                for medium in self.definition.template.mediums() {
+                    if let Err(error) = self.render(medium, locale, &parameters, &recipient) {
+                        failed(error);
+                    }
+                }
+            }
+        }
+        problems.dedup();
+        problems
+    }
+}
+
+impl Language {
+    fn new(template: &str, base: &str, tag: &str, content: &Content) -> Self {
+        let Content {
+            email,
+            sms,
+            webhook,
+        } = content;
+        let tag: Arc<str> = tag.into();
+        let block = |path: &str| Block::new(template, format!("{base}/{path}"), &tag);
+        Self {
+            email: email.as_ref().map(|email| {
+                let EmailContent {
+                    subject: _,
+                    html,
+                    text,
+                    reply_to,
+                    headers,
+                } = email;
+                Email {
+                    subject: block("email/subject"),
+                    html: html.as_ref().map(|_| block("email/html")),
+                    text: text.as_ref().map(|_| block("email/text")),
+                    reply_to: reply_to.as_ref().map(|_| block("email/replyTo")),
+                    headers: headers
+                        .keys()
+                        .map(|name| {
+                            let path = format!("email/headers/{}", crate::validate::escape(name));
+                            (name.clone(), block(&path))
+                        })
+                        .collect(),
+                }
+            }),
+            sms: sms.as_ref().map(|_| block("sms/text")),
+            webhook: webhook.as_ref().map(|webhook| Webhook {
+                body: webhook.body.as_ref().map(|_| block("webhook/body")),
+            }),
+            tag,
+        }
+    }
+}
+
+impl Block {
+    fn new(template: &str, pointer: String, locale: &Arc<str>) -> Self {
+        Self {
+            name: names::block_name(template, &pointer),
+            pointer: pointer.into(),
+            locale: Arc::clone(locale),
+        }
+    }
+}
+
+/// The engine, before it knows any template.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(names::escape);
+    environment.set_path_join_callback(|name, parent| names::join(name, parent).into());
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(NESTING);
+    // In errors it would quote the template and every variable, and it is slow.
+    environment.set_debug(false);
+    // It prints every variable.
+    environment.remove_global("debug");
+    environment
+}
+
+/// One message being rendered.
+struct Run<'a> {
+    compiled: &'a Compiled,
+    context: Evaluated,
+    /// How many bytes it may still print.
+    left: usize,
+}
+
+impl Run<'_> {
+    fn email(&mut self, email: &Email, default: Option<&Email>) -> Result<Rendered, RenderError> {
+        let subject = one_line(self.block(&email.subject)?);
+        let html = email
+            .html
+            .as_ref()
+            .map(|html| self.block(html))
+            .transpose()?;
+        let text = match (&email.text, &email.html, &html) {
+            (Some(text), _, _) => self.block(text)?,
+            (None, Some(block), Some(html)) => self.derive(block, html)?,
+            _ => String::new(),
+        };
+        let reply_to = email
+            .reply_to
+            .as_ref()
+            .or_else(|| default?.reply_to.as_ref())
+            .map(|block| {
+                let address = self.block(block)?;
+                let address = address.trim();
+                if address.contains(is_break) {
+                    return Err(RenderError::KeepToOneLine {
+                        place: Box::new(self.compiled.place(block)),
+                    });
+                }
+                Ok(address.to_owned())
+            })
+            .transpose()?
+            .filter(|address| !address.is_empty());
+        let mut headers = BTreeMap::new();
+        let inherited = default.into_iter().flat_map(|default| &default.headers);
+        for (name, block) in inherited
+            .filter(|(name, _)| !has_header(&email.headers, name))
+            .chain(&email.headers)
+        {
+            headers.insert(name.clone(), one_line(self.block(block)?));
+        }
+        Ok(Rendered::Email {
+            subject,
+            html,
+            text,
+            reply_to,
+            headers,
+        })
+    }
+
+    fn webhook(
+        &mut self,
+        body: Option<&Block>,
+        parameters: &Parameters,
+    ) -> Result<Rendered, RenderError> {
+        let Some(block) = body else {
+            return Ok(Rendered::Webhook {
+                body: None,
+                parameters: Some(Arc::clone(&parameters.json)),
+            });
+        };
+        let body = self.block(block)?;
+        if let Err(error) = serde_json::from_str::<IgnoredAny>(&body) {
+            return Err(RenderError::PrintJson {
+                place: Box::new(self.compiled.place(block)),
+                message: error.to_string(),
+            });
+        }
+        Ok(Rendered::Webhook {
+            body: Some(body),
+            parameters: None,
+        })
+    }
+
+    fn derive(&mut self, block: &Block, html: &str) -> Result<String, RenderError> {
+        let text = text::from_html(html);
+        self.left = self
+            .left
+            .checked_sub(text.len())
+            .ok_or_else(|| RenderError::Fit {
+                place: Box::new(self.compiled.place(block)),
+                limit: MAX_RENDERED,
+            })?;
+        Ok(text)
+    }
+
+    fn block(&mut self, block: &Block) -> Result<String, RenderError> {
+        let failed = |error: &minijinja::Error| {
+            RenderError::from_engine(
+                self.compiled.place(block),
+                error,
+                &self.compiled.environment,
+            )
+        };
+        let template = self
+            .compiled
+            .environment
+            .get_template(&block.name)
+            .map_err(|error| failed(&error))?;
+        let mut output = Limited {
+            bytes: Vec::with_capacity(template.source().len() + 64),
+            left: self.left,
+        };
+        template
+            .render_captured_to(self.context.clone(), &mut output)
+            .map_err(|error| failed(&error))?;
+        self.left = output.left;
+        // The engine writes whole strings, so that nothing is ever replaced.
+        Ok(String::from_utf8(output.bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+}
+
+impl Compiled {
+    fn place(&self, block: &Block) -> Place {
+        Place {
+            template: Arc::clone(&self.name),
+            block: Arc::clone(&block.pointer),
+            locale: Arc::clone(&block.locale),
+            partial: None,
+            line: None,
+        }
+    }
+}
+
+/// Takes what a template prints until it is too much.
+struct Limited {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self
+            .left
+            .checked_sub(bytes.len())
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a header field of that name, in any case, is among `headers`.
+fn has_header(headers: &BTreeMap<String, Block>, name: &str) -> bool {
+    headers.keys().any(|other| other.eq_ignore_ascii_case(name))
+}
+
+/// Whether a character could end a header field, or be taken for an end by some program on the way.
+fn is_break(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// A header field's value: each run of line breaks and other control characters becomes one space.
+fn one_line(printed: String) -> String {
+    let trimmed = printed.trim();
+    if trimmed.len() == printed.len() && !printed.contains(is_break) {
+        return printed;
+    }
+    let mut line = String::with_capacity(trimmed.len());
+    let mut parts = trimmed
+        .split(is_break)
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    line.extend(parts.next());
+    for part in parts {
+        line.push(' ');
+        line.push_str(part);
+    }
+    line
 }

@@ -223,6 +223,10 @@ impl Scheduler {
     }
 
     /// Takes a slot back, whatever became of the send.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a slot that was given back must not be there to be given back again"
+    )]
     pub fn ended(&mut self, slot: Slot) {
         let Slot { class, newly_taken } = slot;
         self.held[class.index()] -= 1;
