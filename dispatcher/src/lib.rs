@@ -6,26 +6,31 @@
 //!
 //! - [`api`]: HTTP: routes, authentication, problem details, OpenAPI.
 //! - [`accept`]: a request becomes a message.
-//! - `plan`: a message becomes rows of the waiting room, or goes straight on.
-//! - `waiting`: what waits, and when it is released.
-//! - `fanout`: a chunk becomes deliveries: filter, render, bundle.
+//! - [`plan`]: a message becomes rows of the waiting room, or goes straight on.
+//! - [`waiting`]: what waits, and when it is released.
+//! - [`fanout`]: a chunk becomes deliveries: filter, render, bundle.
 //! - [`deliver`]: priority, rate, retry, once: how any channel is worked off.
 //! - [`provider`]: how one provider is spoken to, and nothing else.
-//! - `record`: events become history; the sweep.
+//! - [`record`]: events become history; the sweep.
 //! - `people`: directory, groups, suppressions.
 //!
-//! The seams: [`broker`] (what moves), [`store`] (what waits and what was), `catalog` (what is declared). What passes
+//! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. `local` puts all of it into one
 //! process, `cli` is what people type.
 
 pub mod accept;
 pub mod api;
 pub mod broker;
+pub mod catalog;
 pub mod deliver;
+pub mod fanout;
 pub mod id;
 pub mod message;
 pub mod metrics;
+pub mod plan;
 pub mod provider;
+pub mod record;
 mod sqlite;
 pub mod store;
 pub mod timing;
+pub mod waiting;

@@ -56,14 +56,10 @@ pub fn encode<T: Serialize>(body: &T) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// Reads a body out of its envelope.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+/// Looks at an envelope, and answers the body in it.
+pub fn check(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     match bytes {
-        [ENVELOPE_VERSION, FORMAT_JSON, body @ ..] => {
-            serde_json::from_slice(body).map_err(|error| DecodeError::Garbage {
-                reason: error.to_string(),
-            })
-        }
+        [ENVELOPE_VERSION, FORMAT_JSON, body @ ..] => Ok(body),
         [version, format, ..] if *version < 32 && *format < 32 => Err(DecodeError::Newer {
             version: *version,
             format: *format,
@@ -72,6 +68,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
             reason: "no envelope".to_owned(),
         }),
     }
+}
+
+/// Reads a body out of its envelope.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    serde_json::from_slice(check(bytes)?).map_err(|error| DecodeError::Garbage {
+        reason: error.to_string(),
+    })
 }
 
 /// The name of a definition: `sha256:` and 64 hexadecimal digits of its canonical JSON.

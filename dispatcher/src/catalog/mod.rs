@@ -1,7 +1,5 @@
 //! The seam to what is declared: the four resources, ready for use.
 
-pub mod folder;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -26,7 +26,7 @@ pub(super) struct Finished {
     /// When it ended.
     pub at: Timestamp,
     /// Its share of W, given back once the outcome has its receipt.
-    pub window: Option<OwnedSemaphorePermit>,
+    pub _window: Option<OwnedSemaphorePermit>,
 }
 
 /// Publishes outcomes as they come, together with those that came meanwhile, until every sender is gone.

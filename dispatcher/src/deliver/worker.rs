@@ -448,7 +448,7 @@ impl Worker {
                 held,
                 next,
                 at: Timestamp::now(),
-                window: None,
+                _window: None,
             })
             .await;
     }
@@ -502,7 +502,7 @@ impl Worker {
                             held,
                             next,
                             at,
-                            window: Some(window),
+                            _window: Some(window),
                         })
                         .await;
                 }

@@ -85,6 +85,9 @@ pub trait WaitingStore {
     /// Marks rows as released, given their `(row, round, attempt)`: rows that have changed since are left alone.
     async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError>;
 
+    /// Puts ready rows off until `due`: they have not been released.
+    async fn postpone(&self, rows: &[i64], due: Timestamp) -> Result<(), StoreError>;
+
     /// Takes a notification's rows that have not left out of the waiting room, as cancelled, and stops its resolving.
     /// Answers how many rows, and the channels of the rows that are already out.
     async fn cancel(

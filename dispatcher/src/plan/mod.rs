@@ -1,0 +1,492 @@
+//! A message becomes rows in the waiting room, or goes straight on.
+//!
+//! - [`sources`] and [`route`]: who and where. [`resolve`]: the steps.
+//! - This file: requests are taken from the broker and written down, or fanned out at once.
+
+pub mod resolve;
+pub mod route;
+pub mod sources;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::join_all;
+use herald_crds::Priority;
+use herald_crds::names::{self, Path};
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use self::resolve::Resolver;
+use self::route::{Person, Routes};
+use crate::broker::{Broker, BrokerError, Incoming, MessageId, Outgoing, Sharing};
+use crate::catalog::{Catalog, FullName};
+use crate::fanout::definitions::{DefinitionError, Definitions, unbase64};
+use crate::fanout::{self, Fanout, bundle};
+use crate::message::{
+    self, DecodeError, DefinitionHash, Delivery, Direct, DirectDelivery, Event, Events, Request,
+    Requests, Step, To,
+};
+use crate::metrics::{Metrics, NamespaceClass, Operation};
+use crate::store::{NewDelivery, Planned, Store, StoreError, Waiting};
+use crate::waiting::Lanes;
+
+/// Request messages held at a time.
+const PREFETCH: usize = 64;
+
+/// Notifications resolved side by side.
+const SIDE_BY_SIDE: usize = 64;
+
+/// Decides who and where, and writes it down.
+pub struct Plan {
+    broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    catalog: Arc<dyn Catalog>,
+    definitions: Arc<Definitions>,
+    fanout: Arc<Fanout>,
+    resolver: Resolver,
+    lanes: Arc<Lanes>,
+    metrics: Arc<Metrics>,
+    /// Rings when there may be something to resolve.
+    unresolved: Notify,
+}
+
+impl Plan {
+    /// A planner.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        catalog: Arc<dyn Catalog>,
+        definitions: Arc<Definitions>,
+        fanout: Arc<Fanout>,
+        lanes: Arc<Lanes>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let resolver = Resolver {
+            store: Arc::clone(&store),
+            catalog: Arc::clone(&catalog),
+            definitions: Arc::clone(&definitions),
+            metrics: Arc::clone(&metrics),
+        };
+        Arc::new(Self {
+            broker,
+            store,
+            catalog,
+            definitions,
+            fanout,
+            resolver,
+            lanes,
+            metrics,
+            unresolved: Notify::new(),
+        })
+    }
+
+    /// Plans until `stop`. What is under way then is repeated by whoever comes next.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut tasks = tokio::task::JoinSet::new();
+        for path in [Path::Direct, Path::Stored] {
+            for class in Priority::ALL {
+                let (plan, stop) = (Arc::clone(&self), stop.clone());
+                let span = tracing::info_span!("plan", %path, %class);
+                tasks.spawn(async move { plan.consume(path, class, stop).await }.instrument(span));
+            }
+        }
+        let plan = Arc::clone(&self);
+        tasks.spawn(async move {
+            stop.run_until_cancelled(plan.resolve().instrument(tracing::info_span!("resolve")))
+                .await;
+        });
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Says that there may be something to resolve: a notification was confirmed, say.
+    pub fn wake(&self) {
+        self.unresolved.notify_one();
+    }
+
+    async fn consume(&self, path: Path, class: Priority, stop: CancellationToken) {
+        let topic = names::requests(path, class);
+        stop.run_until_cancelled(async {
+            loop {
+                let ended = async {
+                    let mut consumer = self
+                        .broker
+                        .subscribe(&topic, Sharing::Failover, PREFETCH)
+                        .await?;
+                    let acknowledger = consumer.acknowledger();
+                    loop {
+                        let mut messages = vec![consumer.receive().await?];
+                        while messages.len() < PREFETCH
+                            && let Some(next) = consumer.receive().now_or_never()
+                        {
+                            messages.push(next?);
+                        }
+                        refuse_newer(&topic, &messages)?;
+                        let ids: Vec<MessageId> =
+                            messages.iter().map(|message| message.id).collect();
+                        match path {
+                            Path::Stored => self.write_down(&messages).await,
+                            Path::Direct => self.go_straight_on(&messages).await?,
+                        }
+                        acknowledger.acknowledge(&ids).await?;
+                    }
+                };
+                let ended: Result<(), BrokerError> = ended.await;
+                if let Err(error) = ended {
+                    self.metrics
+                        .broker_errors
+                        .get_or_create(&Operation {
+                            operation: "receive_requests",
+                        })
+                        .inc();
+                    tracing::warn!(%error, "taking requests was interrupted, beginning again");
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Stored requests: one short transaction; with the database away they wait where they are.
+    async fn write_down(&self, messages: &[Incoming]) {
+        let mut definitions: BTreeMap<DefinitionHash, Bytes> = BTreeMap::new();
+        let mut notifications = Vec::new();
+        for requests in messages.iter().filter_map(|message| read(&message.payload)) {
+            for (hash, packed) in requests.definitions {
+                match unbase64(&hash, &packed) {
+                    Ok(bytes) => {
+                        definitions.insert(hash, bytes);
+                    }
+                    Err(error) => tracing::error!(%error, "a definition cannot be read"),
+                }
+            }
+            notifications.extend(requests.requests.into_iter().map(Arc::new));
+        }
+        let definitions: Vec<(DefinitionHash, Bytes)> = definitions.into_iter().collect();
+        let mut pause = Duration::from_millis(100);
+        let planned = loop {
+            match self
+                .store
+                .insert_notifications(&definitions, &notifications)
+                .await
+            {
+                Ok(planned) => break planned,
+                Err(error) => {
+                    self.store_error("insert_notifications", &error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+            }
+        };
+        for (request, planned) in notifications.iter().zip(planned) {
+            match planned {
+                Planned::Inserted => {
+                    tracing::debug!(notification = %request.id, traceparent = request.traceparent.as_deref(), "planned");
+                }
+                Planned::Repeat => {
+                    tracing::debug!(notification = %request.id, "a repeat was dropped")
+                }
+                Planned::Conflict => {
+                    tracing::warn!(notification = %request.id, "another request came under the same Idempotency-Key and was dropped");
+                }
+            }
+        }
+        self.wake();
+    }
+
+    /// Direct requests: fanned out at once, without SQL.
+    async fn go_straight_on(&self, messages: &[Incoming]) -> Result<(), BrokerError> {
+        for requests in messages.iter().filter_map(|message| read(&message.payload)) {
+            for request in requests.requests {
+                let Some(packed) = requests.definitions.get(&request.definition) else {
+                    tracing::error!(notification = %request.id, "a direct request came without its definition and is stored instead");
+                    let message = Requests {
+                        definitions: requests.definitions.clone(),
+                        requests: vec![request],
+                    };
+                    self.store_instead(&message).await?;
+                    continue;
+                };
+                let ready = match self.definitions.carried(&request.definition, packed) {
+                    Ok(ready) => ready,
+                    Err(error) => {
+                        tracing::error!(notification = %request.id, %error, "a direct request cannot be rendered and is stored instead");
+                        let message = Requests {
+                            definitions: requests.definitions.clone(),
+                            requests: vec![request],
+                        };
+                        self.store_instead(&message).await?;
+                        continue;
+                    }
+                };
+                self.fan_out_directly(Arc::new(request), packed, ready)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the other way find out, and say, what is wrong.
+    async fn store_instead(&self, requests: &Requests) -> Result<(), BrokerError> {
+        let class = requests
+            .requests
+            .first()
+            .map_or(Priority::Normal, |request| request.priority);
+        let message = Outgoing {
+            payload: message::encode(requests),
+            key: None,
+            deliver_at: None,
+        };
+        self.broker
+            .publish(&names::requests(Path::Stored, class), vec![message])
+            .await
+    }
+
+    async fn fan_out_directly(
+        &self,
+        request: Arc<Request>,
+        packed: &Arc<str>,
+        ready: Arc<fanout::definitions::Ready>,
+    ) -> Result<(), BrokerError> {
+        let now = Timestamp::now();
+        let declared = self.catalog.current();
+        let template = &ready.compiled.definition().template;
+        let routes = Routes::new(&request, template, &declared);
+        let mut rows = Vec::new();
+        let outside = Arc::from("");
+        for to in &request.recipients {
+            if let To::Address(address) = to {
+                let locale = address.locale.as_deref().unwrap_or_default();
+                let person = Person {
+                    id: &outside,
+                    address: Some(address),
+                    locale,
+                };
+                routes.rows(
+                    &request.id,
+                    &person,
+                    request.accepted_at,
+                    |_, _| false,
+                    &mut rows,
+                );
+            }
+        }
+        let prepared = self.fanout.prepare_carried(&request, ready);
+        let mut by_channel: BTreeMap<FullName, Vec<NewDelivery>> = BTreeMap::new();
+        for row in rows {
+            by_channel
+                .entry(Arc::clone(&row.channel))
+                .or_default()
+                .push(row);
+        }
+        for (channel, rows) in by_channel {
+            let Some(declared) = declared.channels.get(&channel) else {
+                continue;
+            };
+            let mut deliveries: Vec<Delivery> = Vec::with_capacity(rows.len());
+            let mut ended = Vec::new();
+            for row in &rows {
+                let waiting = waiting(&request, row);
+                match fanout::deliver(
+                    &waiting,
+                    &prepared,
+                    &declared.spec,
+                    request.priority,
+                    None,
+                    now,
+                ) {
+                    Ok(delivery) => deliveries.push(delivery),
+                    Err(error) => ended.push(Event {
+                        delivery: row.id,
+                        notification: request.id,
+                        at: now,
+                        round: 0,
+                        attempt: 1,
+                        tried: 0,
+                        priority: request.priority,
+                        step: Step::Failed {
+                            error,
+                            delivery: None,
+                            address_gone: false,
+                        },
+                    }),
+                }
+            }
+            // History first, so that it knows the delivery before it hears what became of it.
+            let direct = Direct {
+                request: (*request).clone(),
+                definition: Arc::clone(packed),
+                deliveries: rows.into_iter().map(direct_delivery).collect(),
+            };
+            let events = Events {
+                direct: vec![direct],
+                outcomes: ended,
+                controls: Vec::new(),
+            };
+            self.publish(
+                &names::events(&channel),
+                vec![plain(message::encode(&events))],
+            )
+            .await?;
+            let most = bundle::most(declared.spec.rate_limit.as_ref());
+            let messages = bundle::messages(deliveries, most);
+            self.publish(&names::deliveries(&channel, request.priority), messages)
+                .await?;
+        }
+        let labels = NamespaceClass {
+            namespace: request.namespace.to_string(),
+            priority: request.priority.as_str(),
+        };
+        self.metrics
+            .planned
+            .get_or_create(&labels)
+            .inc_by(request.recipients.len() as u64);
+        Ok(())
+    }
+
+    async fn publish(
+        &self,
+        topic: &names::Topic,
+        messages: Vec<Outgoing>,
+    ) -> Result<(), BrokerError> {
+        if messages.is_empty() {
+            Ok(())
+        } else {
+            self.broker.publish(topic, messages).await
+        }
+    }
+
+    /// Resolves whatever is to be resolved, in turns, and sleeps until more comes.
+    async fn resolve(&self) {
+        loop {
+            let now = Timestamp::now();
+            let unresolved = match self.store.unresolved(now, SIDE_BY_SIDE).await {
+                Ok(unresolved) => unresolved,
+                Err(error) => {
+                    self.store_error("unresolved", &error);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            if unresolved.is_empty() {
+                self.sleep_until_next(now).await;
+                continue;
+            }
+            let steps = join_all(unresolved.iter().map(|one| self.resolver.step(one, now))).await;
+            let mut failed = false;
+            for (one, step) in unresolved.iter().zip(steps) {
+                match step {
+                    Ok(stepped) => {
+                        for channel in stepped.channels {
+                            self.lanes.ready(&channel, None);
+                        }
+                        if stepped.later.is_some() {
+                            self.lanes.scheduled();
+                        }
+                    }
+                    Err(DefinitionError::Store(error)) => {
+                        failed = true;
+                        self.store_error("resolve_step", &error);
+                    }
+                    Err(error) => {
+                        failed = true;
+                        tracing::error!(notification = %one.request.id, %error, "recipients cannot be resolved");
+                    }
+                }
+            }
+            if failed {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    async fn sleep_until_next(&self, now: Timestamp) {
+        let next = match self.store.next_unresolved().await {
+            Ok(next) => next,
+            Err(error) => {
+                self.store_error("next_unresolved", &error);
+                Some(now + Duration::from_secs(1))
+            }
+        };
+        let woken = self.unresolved.notified();
+        match next {
+            Some(at) => {
+                let wait =
+                    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+                let _ = tokio::time::timeout(wait.max(Duration::from_millis(5)), woken).await;
+            }
+            None => woken.await,
+        }
+    }
+
+    fn store_error(&self, operation: &'static str, error: &StoreError) {
+        self.metrics
+            .store_errors
+            .get_or_create(&Operation { operation })
+            .inc();
+        tracing::warn!(operation, %error, "the database failed, trying again");
+    }
+}
+
+/// The row that a direct delivery would have had.
+fn waiting(request: &Request, row: &NewDelivery) -> Waiting {
+    Waiting {
+        row: 0,
+        id: row.id,
+        notification: request.id,
+        recipient: Arc::clone(&row.recipient),
+        endpoint: Arc::clone(&row.endpoint),
+        locale: Arc::clone(&row.locale),
+        due: row.due,
+        round: 0,
+        attempt: 1,
+        tried: 0,
+        delivery: None,
+    }
+}
+
+fn direct_delivery(row: NewDelivery) -> DirectDelivery {
+    DirectDelivery {
+        id: row.id,
+        channel: row.channel,
+        endpoint: row.endpoint,
+        locale: row.locale,
+    }
+}
+
+fn plain(payload: Bytes) -> Outgoing {
+    Outgoing {
+        payload,
+        key: None,
+        deliver_at: None,
+    }
+}
+
+/// Requests of a newer format wait where they are, for a program that can read them.
+fn refuse_newer(topic: &names::Topic, messages: &[Incoming]) -> Result<(), BrokerError> {
+    let newer = |message: &Incoming| match message::check(&message.payload) {
+        Err(error @ DecodeError::Newer { .. }) => Some(error.to_string()),
+        _ => None,
+    };
+    match messages.iter().find_map(newer) {
+        Some(reason) => Err(BrokerError::Receive {
+            topic: topic.clone(),
+            reason,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn read(payload: &[u8]) -> Option<Requests> {
+    match message::decode(payload) {
+        Ok(requests) => Some(requests),
+        Err(error) => {
+            tracing::error!(%error, bytes = payload.len(), "a request cannot be read and is dropped");
+            None
+        }
+    }
+}

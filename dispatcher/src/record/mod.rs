@@ -1,0 +1,193 @@
+//! Events become history; the sweep finds what was forgotten.
+
+pub mod sweep;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use herald_crds::names;
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
+use crate::id::FullName;
+use crate::message::{self, Event, Events, Step};
+use crate::metrics::{ChannelReason, Metrics, Operation};
+use crate::store::{Store, SuppressedAddress};
+use crate::waiting::Lanes;
+
+/// Messages recorded in one transaction.
+const BATCH: usize = 64;
+
+/// Records one channel's events.
+pub struct Recorder {
+    /// The channel.
+    pub channel: FullName,
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What was.
+    pub store: Arc<dyn Store>,
+    /// Who has rows that are due again.
+    pub lanes: Arc<Lanes>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Outcomes as they are recorded, for whoever listens.
+    pub outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
+    /// How far recording has come; the sweep waits for it.
+    pub position: watch::Sender<Option<MessageId>>,
+}
+
+impl Recorder {
+    /// Records until `stop`. With the database away, events wait where they are.
+    pub async fn run(self, stop: CancellationToken) {
+        stop.run_until_cancelled(async {
+            loop {
+                if let Err(error) = self.record().await {
+                    self.metrics.broker_errors.get_or_create(&Operation { operation: "receive_events" }).inc();
+                    tracing::warn!(channel = &*self.channel, %error, "recording was interrupted, beginning again");
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        })
+        .await;
+    }
+
+    async fn record(&self) -> Result<(), BrokerError> {
+        let topic = names::events(&self.channel);
+        let mut consumer = self
+            .broker
+            .subscribe(&topic, Sharing::Failover, BATCH * 2)
+            .await?;
+        let acknowledger = consumer.acknowledger();
+        loop {
+            let mut messages = vec![consumer.receive().await?];
+            while messages.len() < BATCH
+                && let Some(next) = consumer.receive().now_or_never()
+            {
+                messages.push(next?);
+            }
+            let events: Vec<Events> = messages
+                .iter()
+                .filter_map(|message| self.read(message))
+                .collect();
+            self.insist(&events).await;
+            self.tell(events).await;
+            let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
+            acknowledger.acknowledge(&ids).await?;
+            self.position.send_replace(ids.iter().max().copied());
+        }
+    }
+
+    fn read(&self, message: &Incoming) -> Option<Events> {
+        match message::decode(&message.payload) {
+            Ok(events) => Some(events),
+            Err(error) => {
+                let bytes = message.payload.len();
+                tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is dropped");
+                None
+            }
+        }
+    }
+
+    /// Writes until it is written: an event is acknowledged only then.
+    async fn insist(&self, events: &[Events]) {
+        let mut pause = Duration::from_millis(100);
+        while let Err(error) = self.store.record(&self.channel, events).await {
+            self.metrics
+                .store_errors
+                .get_or_create(&Operation {
+                    operation: "record",
+                })
+                .inc();
+            tracing::warn!(channel = &*self.channel, %error, "events cannot be recorded, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    /// What follows from what was recorded.
+    async fn tell(&self, events: Vec<Events>) {
+        let namespaces: BTreeMap<_, _> = events
+            .iter()
+            .flat_map(|events| &events.direct)
+            .map(|direct| (direct.request.id, Arc::clone(&direct.request.namespace)))
+            .collect();
+        let now = Timestamp::now();
+        for event in events.into_iter().flat_map(|events| events.outcomes) {
+            match &event.step {
+                Step::Returned { due, .. } if *due <= now => {
+                    self.lanes.ready(&self.channel, Some(event.priority))
+                }
+                Step::Returned { .. } => self.lanes.scheduled(),
+                Step::Failed {
+                    error,
+                    delivery,
+                    address_gone,
+                } => {
+                    self.count(&self.metrics.dead, &error.reason);
+                    if *address_gone && let Some(delivery) = delivery {
+                        let namespace = namespaces
+                            .get(&event.notification)
+                            .unwrap_or(&delivery.namespace);
+                        self.suppress(
+                            namespace,
+                            delivery.content.medium().as_str(),
+                            &delivery.endpoint,
+                            now,
+                        )
+                        .await;
+                    }
+                }
+                Step::Suppressed { reason } => self.count(&self.metrics.suppressed, reason.into()),
+                Step::Sent { .. }
+                | Step::Retrying { .. }
+                | Step::Unknown { .. }
+                | Step::Expired
+                | Step::Cancelled => {}
+            }
+            if self.outcomes.receiver_count() > 0 {
+                // Nobody listens any more: fine.
+                let _ = self
+                    .outcomes
+                    .send(Arc::new((Arc::clone(&self.channel), event)));
+            }
+        }
+    }
+
+    fn count(
+        &self,
+        family: &prometheus_client::metrics::family::Family<
+            ChannelReason,
+            prometheus_client::metrics::counter::Counter,
+        >,
+        reason: &str,
+    ) {
+        let labels = ChannelReason {
+            channel: self.channel.to_string(),
+            reason: reason.to_owned(),
+        };
+        family.get_or_create(&labels).inc();
+    }
+
+    /// An address that is gone gets nothing more. Not worth holding up history: it will be found gone again.
+    async fn suppress(&self, namespace: &str, medium: &str, address: &str, since: Timestamp) {
+        let suppressed = SuppressedAddress {
+            medium: medium.to_owned(),
+            address: address.to_owned(),
+            reason: "address-gone".to_owned(),
+            since,
+        };
+        if let Err(error) = self.store.suppress(namespace, &suppressed).await {
+            self.metrics
+                .store_errors
+                .get_or_create(&Operation {
+                    operation: "suppress",
+                })
+                .inc();
+            tracing::warn!(%error, "an address that is gone could not be suppressed");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What waits and what is out is called back or given another class: first the rows, then an entry in the events of
+//! the channels concerned, for the seconds that are already out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_crds::{Priority, names};
+use jiff::Timestamp;
+
+use super::Lanes;
+use crate::broker::{Broker, BrokerError, Outgoing};
+use crate::deliver::ledger::Ledger;
+use crate::id::{FullName, NotificationId};
+use crate::message::{self, Control, Events};
+use crate::store::{Recalled, Store, StoreError};
+
+/// How long an answer waits for the pods.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An order that was not carried out, or not to the end: repeating it is safe.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The rows could not be changed.
+    #[error(transparent)]
+    Store(StoreError),
+    /// What waits was changed, what is out was not told.
+    #[error(transparent)]
+    Broker(BrokerError),
+}
+
+/// What an order has reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// In the waiting room and outside.
+    pub recalled: Recalled,
+    /// Not every pod has read it yet.
+    pub pending: bool,
+}
+
+/// Gives orders.
+pub struct Orders {
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What waits.
+    pub store: Arc<dyn Store>,
+    /// Who has rows that are due.
+    pub lanes: Arc<Lanes>,
+    /// Finds a channel's ledger, by which it is known that an order was read.
+    pub ledger: Box<dyn Fn(&str) -> Option<Arc<Ledger>> + Send + Sync>,
+}
+
+impl Orders {
+    /// What has not gone out of a notification does not go out.
+    pub async fn cancel(&self, notification: &NotificationId) -> Result<Reached, ControlError> {
+        let recalled = self
+            .store
+            .cancel(notification, Timestamp::now())
+            .await
+            .map_err(ControlError::Store)?;
+        self.tell(recalled, Control::Cancel).await
+    }
+
+    /// The same for everything that waits of a template.
+    pub async fn cancel_template(
+        &self,
+        namespace: &str,
+        template: &str,
+    ) -> Result<Reached, ControlError> {
+        let now = Timestamp::now();
+        let recalled = self
+            .store
+            .cancel_template(namespace, template, now)
+            .await
+            .map_err(ControlError::Store)?;
+        self.tell(recalled, Control::Cancel).await
+    }
+
+    /// What has not gone out of a notification goes out in another class.
+    pub async fn prioritize(
+        &self,
+        notification: &NotificationId,
+        priority: Priority,
+    ) -> Result<Reached, ControlError> {
+        let now = Timestamp::now();
+        let recalled = self
+            .store
+            .prioritize(notification, priority, now)
+            .await
+            .map_err(ControlError::Store)?;
+        let reached = self
+            .tell(recalled, |notification| {
+                Control::Prioritize(notification, priority)
+            })
+            .await;
+        self.lanes.ready_everywhere();
+        reached
+    }
+
+    async fn tell(
+        &self,
+        recalled: Recalled,
+        control: impl Fn(NotificationId) -> Control,
+    ) -> Result<Reached, ControlError> {
+        let mut orders: BTreeMap<FullName, BTreeSet<NotificationId>> = BTreeMap::new();
+        for (channel, notification) in &recalled.out_by_channel {
+            orders
+                .entry(Arc::clone(channel))
+                .or_default()
+                .insert(*notification);
+        }
+        let mut read = Vec::new();
+        for (channel, notifications) in orders {
+            let topic = names::events(&channel);
+            let controls = notifications.into_iter().map(&control).collect();
+            let events = Events {
+                controls,
+                ..Events::default()
+            };
+            let message = Outgoing {
+                payload: message::encode(&events),
+                key: None,
+                deliver_at: None,
+            };
+            self.broker
+                .publish(&topic, vec![message])
+                .await
+                .map_err(ControlError::Broker)?;
+            let position = self
+                .broker
+                .last_message_id(&topic)
+                .await
+                .map_err(ControlError::Broker)?;
+            if let Some(ledger) = (self.ledger)(&channel) {
+                read.push((ledger, position));
+            }
+        }
+        let all_read = futures::future::join_all(
+            read.iter()
+                .map(|(ledger, position)| ledger.caught_up(*position)),
+        );
+        let pending = tokio::time::timeout(PATIENCE, all_read).await.is_err();
+        Ok(Reached { recalled, pending })
+    }
+}

@@ -1,0 +1,149 @@
+//! What waits, and when it is released.
+//!
+//! - [`release`]: one channel's rows leave at the channel's pace, in turns. [`pace`]: how much may be out.
+//! - [`control`]: what waits and what is out is called back or given another class.
+//! - [`Lanes`] (here): which channel and class has rows that are due.
+
+pub mod control;
+pub mod pace;
+pub mod release;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use herald_crds::Priority;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::id::FullName;
+use crate::metrics::{Metrics, Operation};
+use crate::store::Store;
+
+/// Rows made ready in one transaction.
+const RIPEN: usize = 5_000;
+
+/// One channel's lane: which classes may have rows that are due.
+#[derive(Debug, Default)]
+pub struct Lane {
+    ready: [AtomicBool; Priority::COUNT],
+    rung: Notify,
+}
+
+impl Lane {
+    /// Takes the word that a class has rows; whoever takes it looks, and gives it back if there are more.
+    pub fn take(&self, class: Priority) -> bool {
+        self.ready[class.index()].swap(false, Ordering::AcqRel)
+    }
+
+    /// There may be rows of this class.
+    pub fn give(&self, class: Priority) {
+        self.ready[class.index()].store(true, Ordering::Release);
+    }
+
+    /// Whether there may be rows of this class.
+    pub fn may_have(&self, class: Priority) -> bool {
+        self.ready[class.index()].load(Ordering::Acquire)
+    }
+
+    /// Resolves once something was said to this lane.
+    pub async fn rung(&self) {
+        self.rung.notified().await;
+    }
+}
+
+/// Which channel and class has rows that are due: told by whoever makes them so, so that nobody has to ask SQL.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    lanes: RwLock<HashMap<FullName, Arc<Lane>>>,
+    scheduled: Notify,
+}
+
+impl Lanes {
+    /// The lane of a channel.
+    pub fn lane(&self, channel: &str) -> Arc<Lane> {
+        if let Some(lane) = self
+            .lanes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(channel)
+        {
+            return Arc::clone(lane);
+        }
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lanes.entry(Arc::from(channel)).or_default())
+    }
+
+    /// There may be rows of this channel that are due, of one class or (`None`) any.
+    pub fn ready(&self, channel: &str, class: Option<Priority>) {
+        let lane = self.lane(channel);
+        for one in Priority::ALL {
+            if class.is_none_or(|class| class == one) {
+                lane.give(one);
+            }
+        }
+        lane.rung.notify_one();
+    }
+
+    /// There may be rows with a due time earlier than those known.
+    pub fn scheduled(&self) {
+        self.scheduled.notify_one();
+    }
+
+    /// All lanes may have rows.
+    pub fn ready_everywhere(&self) {
+        let names: Vec<FullName> = self
+            .lanes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect();
+        for name in names {
+            self.ready(&name, None);
+        }
+    }
+}
+
+/// Makes rows ready when their time comes, until `stop`. Sleeps in between.
+pub async fn ripen(
+    store: Arc<dyn Store>,
+    lanes: Arc<Lanes>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(async {
+        loop {
+            let next = match store.ripen(Timestamp::now(), RIPEN).await {
+                Ok(ripe) if !ripe.is_empty() => {
+                    for (channel, class) in ripe {
+                        lanes.ready(&channel, Some(class));
+                    }
+                    continue;
+                }
+                Ok(_) => store.next_due().await,
+                Err(error) => Err(error),
+            };
+            let woken = lanes.scheduled.notified();
+            match next {
+                Ok(None) => woken.await,
+                Ok(Some(at)) => {
+                    let wait =
+                        Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+                    let _ = tokio::time::timeout(wait.max(Duration::from_millis(5)), woken).await;
+                }
+                Err(error) => {
+                    metrics
+                        .store_errors
+                        .get_or_create(&Operation { operation: "ripen" })
+                        .inc();
+                    tracing::warn!(%error, "the waiting room cannot be looked into, trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,232 @@
+//! One channel's rows leave at the channel's pace, in turns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_crds::{Channel, Priority, names};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::{Lanes, pace};
+use crate::broker::{Broker, BrokerError, Outgoing};
+use crate::catalog::{Catalog, FullName};
+use crate::deliver::ledger::Ledger;
+use crate::fanout::{Fanout, bundle};
+use crate::message::{self, Events};
+use crate::metrics::{ChannelClass, Metrics, Operation};
+use crate::store::{Store, StoreError, Turn};
+use crate::timing::Timing;
+
+/// How long rows of a suspended template rest before they are looked at again.
+const REST: Duration = Duration::from_secs(30);
+
+/// Outcomes in one message.
+const OUTCOMES: usize = 100;
+
+/// Releases one channel.
+pub struct Release {
+    /// Its full name.
+    pub channel: FullName,
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What waits.
+    pub store: Arc<dyn Store>,
+    /// What is declared.
+    pub catalog: Arc<dyn Catalog>,
+    /// What makes deliveries of rows.
+    pub fanout: Arc<Fanout>,
+    /// What is out, and how fast it goes.
+    pub ledger: Arc<Ledger>,
+    /// Who has rows that are due.
+    pub lanes: Arc<Lanes>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The times kept.
+    pub timing: Arc<Timing>,
+}
+
+/// A chunk that could not be released: it stays where it is.
+#[derive(Debug, thiserror::Error)]
+enum ReleaseError {
+    #[error(transparent)]
+    Store(StoreError),
+    #[error(transparent)]
+    Broker(BrokerError),
+}
+
+impl Release {
+    /// Releases until `stop`. A chunk that is under way then is released again by whoever comes next.
+    pub async fn run(self, stop: CancellationToken) {
+        // So that what is released is not what was settled before a restart.
+        let position = self
+            .broker
+            .last_message_id(&names::events(&self.channel))
+            .await
+            .ok()
+            .flatten();
+        stop.run_until_cancelled(async {
+            self.ledger.caught_up(position).await;
+            self.release().await;
+        })
+        .await;
+    }
+
+    async fn release(&self) {
+        let lane = self.lanes.lane(&self.channel);
+        let mut turns = [Turn::default(); Priority::COUNT];
+        for class in Priority::ALL {
+            lane.give(class);
+        }
+        loop {
+            // Registered before looking, so that no change between looking and waiting is missed.
+            let changed = self.ledger.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.release_one(&lane, &mut turns).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    let looked = tokio::time::sleep(self.timing.tick);
+                    let waits = Priority::ALL.iter().any(|class| lane.may_have(*class));
+                    tokio::select! {
+                        () = &mut changed => {}
+                        () = lane.rung() => {}
+                        // What is out may have been lost with a pod: the pace forgets it in time.
+                        () = looked, if waits => {}
+                    }
+                }
+                Err(error) => {
+                    let operation = Operation {
+                        operation: "release",
+                    };
+                    match &error {
+                        ReleaseError::Store(_) => {
+                            self.metrics.store_errors.get_or_create(&operation).inc()
+                        }
+                        ReleaseError::Broker(_) => {
+                            self.metrics.broker_errors.get_or_create(&operation).inc()
+                        }
+                    };
+                    tracing::warn!(channel = &*self.channel, %error, "a chunk could not be released, trying again");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+
+    /// Releases one chunk of the most urgent class that has one and may; `false` if none does.
+    async fn release_one(
+        &self,
+        lane: &super::Lane,
+        turns: &mut [Turn; Priority::COUNT],
+    ) -> Result<bool, ReleaseError> {
+        let declared = self.catalog.current();
+        let Some(channel) = declared
+            .channels
+            .get(&self.channel)
+            .filter(|channel| !channel.spec.suspend)
+        else {
+            return Ok(false);
+        };
+        let rate = channel.spec.rate_limit.as_ref();
+        for class in Priority::ALL {
+            let (out, drain) = self.ledger.pace(class);
+            let allowance = pace::allowance(out, drain, rate, self.timing.pace);
+            if allowance == 0 || !lane.take(class) {
+                continue;
+            }
+            let turn = &mut turns[class.index()];
+            match self.release_chunk(channel, class, turn, allowance).await {
+                Ok(0) => {}
+                Ok(_) => {
+                    lane.give(class);
+                    return Ok(true);
+                }
+                Err(error) => {
+                    lane.give(class);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Releases a chunk; answers how many rows were in it.
+    async fn release_chunk(
+        &self,
+        channel: &Channel,
+        class: Priority,
+        turn: &mut Turn,
+        limit: usize,
+    ) -> Result<usize, ReleaseError> {
+        let chunk = self.store.chunk(&self.channel, class, *turn, limit).await;
+        let (rows, next) = chunk.map_err(ReleaseError::Store)?;
+        let count = rows.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let now = Timestamp::now();
+        let fanned = self
+            .fanout
+            .chunk(&self.channel, &channel.spec, class, rows, now)
+            .await;
+        let fanned = fanned.map_err(ReleaseError::Store)?;
+
+        self.ledger.released(
+            class,
+            fanned.deliveries.iter().map(|d| (d.id, d.round, d.attempt)),
+        );
+        let labels = ChannelClass {
+            channel: self.channel.to_string(),
+            priority: class.as_str(),
+        };
+        self.metrics
+            .fanned_out
+            .get_or_create(&labels)
+            .inc_by(fanned.deliveries.len() as u64);
+        let ended = fanned.ended.chunks(OUTCOMES).map(|outcomes| {
+            let events = Events {
+                outcomes: outcomes.to_vec(),
+                ..Events::default()
+            };
+            Outgoing {
+                payload: message::encode(&events),
+                key: None,
+                deliver_at: None,
+            }
+        });
+        self.publish(&names::events(&self.channel), ended.collect())
+            .await?;
+        let most = bundle::most(channel.spec.rate_limit.as_ref());
+        let messages = bundle::messages(fanned.deliveries, most);
+        self.publish(&names::deliveries(&self.channel, class), messages)
+            .await?;
+
+        self.store
+            .released(&fanned.left, now)
+            .await
+            .map_err(ReleaseError::Store)?;
+        if !fanned.postponed.is_empty() {
+            self.store
+                .postpone(&fanned.postponed, now + REST)
+                .await
+                .map_err(ReleaseError::Store)?;
+            self.lanes.scheduled();
+        }
+        *turn = next;
+        Ok(count)
+    }
+
+    async fn publish(
+        &self,
+        topic: &names::Topic,
+        messages: Vec<Outgoing>,
+    ) -> Result<(), ReleaseError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        self.broker
+            .publish(topic, messages)
+            .await
+            .map_err(ReleaseError::Broker)
+    }
+}
