@@ -14,6 +14,7 @@ pub mod body;
 pub mod page;
 pub mod people;
 pub mod problem;
+pub mod schema;
 
 use std::sync::Arc;
 
