@@ -17,6 +17,80 @@ pub fn definition(kind: Kind) -> &'static Value {
     &DEFINITIONS[kind as usize]
 }
 
+/// The definition of a kind as YAML: what `crdgen` writes to `generated/<plural>.yaml`.
+pub fn manifest(kind: Kind) -> String {
+    let mut yaml = String::from("# Written by crdgen from the types in crds/src; do not edit.\n");
+    write_yaml(definition(kind), 0, &mut yaml);
+    yaml
+}
+
+/// Writes a value in block style. Strings that another reader might take for something else are quoted as in JSON.
+fn write_yaml(value: &Value, depth: usize, yaml: &mut String) {
+    match value {
+        Value::Object(object) if !object.is_empty() => {
+            for (index, (key, value)) in object.iter().enumerate() {
+                if index > 0 {
+                    indent(depth, yaml);
+                }
+                write_scalar(key, yaml);
+                yaml.push(':');
+                // A list stands below its key without further indentation, as kubectl writes it.
+                let nested = usize::from(value.is_object());
+                write_below(value, depth + nested, yaml);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    indent(depth, yaml);
+                }
+                yaml.push_str("- ");
+                write_yaml(item, depth + 1, yaml);
+            }
+        }
+        Value::String(text) => {
+            write_scalar(text, yaml);
+            yaml.push('\n');
+        }
+        scalar_or_empty => {
+            let _ = writeln!(yaml, "{scalar_or_empty}");
+        }
+    }
+}
+
+fn write_below(value: &Value, depth: usize, yaml: &mut String) {
+    let empty = match value {
+        Value::Object(object) => object.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => true,
+    };
+    if empty {
+        yaml.push(' ');
+    } else {
+        yaml.push('\n');
+        indent(depth, yaml);
+    }
+    write_yaml(value, depth, yaml);
+}
+
+fn indent(depth: usize, yaml: &mut String) {
+    yaml.extend(std::iter::repeat_n("  ", depth));
+}
+
+fn write_scalar(text: &str, yaml: &mut String) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._/- ,()".contains(c);
+    let word = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let is_plain = text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && !text.ends_with(' ')
+        && text.chars().all(plain)
+        && !word.contains(&text.to_ascii_lowercase().as_str());
+    if is_plain {
+        yaml.push_str(text);
+    } else {
+        yaml.push_str(&Value::from(text).to_string());
+    }
+}
+
 static DEFINITIONS: LazyLock<[Value; 4]> = LazyLock::new(|| {
     [
         Channel::crd(),
@@ -78,7 +152,6 @@ fn check_at(schema: &Value, value: &Value, path: &mut String, problems: &mut Vec
                 problem(format!("must be at most {most} (got {number})"));
             }
         }
-        ("boolean", Value::Bool(_)) => {}
         ("array", Value::Array(items)) => {
             check_size(
                 schema,
@@ -90,7 +163,7 @@ fn check_at(schema: &Value, value: &Value, path: &mut String, problems: &mut Vec
             check_items(schema, items, path, problems);
         }
         ("object", Value::Object(object)) => check_object(schema, object, path, problems),
-        ("", _) => {}
+        ("boolean", Value::Bool(_)) | ("", _) => {}
         (wanted, _) => problem(format!("must be {} (got {})", a(wanted), describe(value))),
     }
 }

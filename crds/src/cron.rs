@@ -308,7 +308,7 @@ mod tests {
         let missed = due.latest_missed(
             at("2026-01-01T00:00:00Z"),
             at("2026-01-01T05:30:00Z"),
-            Duration::from_secs(3600),
+            Duration::from_hours(1),
         );
         assert_eq!(
             missed,
@@ -323,7 +323,7 @@ mod tests {
     fn what_is_later_than_the_deadline_is_skipped_too() {
         let due = Due::cron("0 9 * * *", "UTC").unwrap();
         let last = at("2026-01-01T09:00:00Z");
-        let deadline = Duration::from_secs(3600);
+        let deadline = Duration::from_hours(1);
         let missed = due.latest_missed(last, at("2026-01-02T10:00:01Z"), deadline);
         assert_eq!(
             missed,
@@ -348,7 +348,7 @@ mod tests {
     fn years_of_minutes_are_passed_over_without_counting_each() {
         let due = Due::cron("* * * * *", "UTC").unwrap();
         let now = at("2026-01-01T00:00:30Z");
-        let missed = due.latest_missed(at("2016-01-01T00:00:00Z"), now, Duration::from_secs(60));
+        let missed = due.latest_missed(at("2016-01-01T00:00:00Z"), now, Duration::from_mins(1));
         assert_eq!(missed.due, Some(at("2026-01-01T00:00:00Z")));
         assert!(missed.skipped >= COUNTED);
     }

@@ -9,6 +9,11 @@
 //! - [`names`]: what topics, subscriptions, labels and child objects are called.
 //! - [`definition`]: a template with everything it includes; [`render`]: how it becomes a message; [`cron`]: when a Schedule is due.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "doc comments of the resources are their schemas' descriptions: kubectl explain would show the backticks"
+)]
+
 pub mod address;
 pub mod channel;
 pub mod crd;
@@ -17,6 +22,8 @@ pub mod definition;
 pub mod group;
 pub mod kind;
 pub mod medium;
+#[doc(hidden)]
+pub mod mutants;
 pub mod names;
 pub mod pattern;
 pub mod priority;

@@ -192,11 +192,11 @@ impl ResourceSet {
                 continue;
             };
             for member in &group.spec.members {
-                if let Some(Who::Group(member)) = member.who() {
-                    if !seen.contains(member) {
-                        came_from.entry(member).or_insert(name);
-                        next.push_back(member);
-                    }
+                if let Some(Who::Group(member)) = member.who()
+                    && !seen.contains(member)
+                {
+                    came_from.entry(member).or_insert(name);
+                    next.push_back(member);
                 }
             }
         }
@@ -223,14 +223,14 @@ impl ResourceSet {
                     let message = format!("there is no RecipientGroup {}/{name}", own.0);
                     found(format!("{at}/group"), message);
                 }
-                Some(Who::Address(address)) => {
-                    if template.is_some_and(|t| !self.reaches(&own.0, t, address)) {
-                        let message = format!(
-                            "none of the channels of template {} can reach this address",
-                            spec.template
-                        );
-                        found(format!("{at}/address"), message);
-                    }
+                Some(Who::Address(address))
+                    if template.is_some_and(|t| !self.reaches(&own.0, t, address)) =>
+                {
+                    let message = format!(
+                        "none of the channels of template {} can reach this address",
+                        spec.template
+                    );
+                    found(format!("{at}/address"), message);
                 }
                 _ => {}
             }

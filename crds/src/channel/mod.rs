@@ -25,8 +25,8 @@ use crate::{Address, Medium, Priority};
 pub const RETRY_DELAYS: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(30),
-    Duration::from_secs(300),
-    Duration::from_secs(3600),
+    Duration::from_mins(5),
+    Duration::from_hours(1),
 ];
 
 /// A way out: one medium, the providers that carry it, and how it is worked off.
