@@ -12,7 +12,7 @@
 //! - [`deliver`]: priority, rate, retry, once: how any channel is worked off.
 //! - [`provider`]: how one provider is spoken to, and nothing else.
 //! - [`record`]: events become history; the sweep.
-//! - `people`: directory, groups, suppressions.
+//! - [`people`]: directory, groups, suppressions.
 //!
 //! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. `local` puts all of it into one
@@ -27,6 +27,7 @@ pub mod fanout;
 pub mod id;
 pub mod message;
 pub mod metrics;
+pub mod people;
 pub mod plan;
 pub mod provider;
 pub mod record;

@@ -4,6 +4,8 @@
 //! transaction (group-committed where the database is embedded), is repeated safely, and takes `now` rather than
 //! reading a clock.
 
+#[cfg(test)]
+mod contract;
 mod history;
 mod people;
 mod plan;

@@ -5,8 +5,13 @@
 //!
 //! - `schema.sql`: every table, with what its columns mean.
 //! - [`tally`](mod@tally): how many deliveries of a notification are in which state, and what happens when the last has ended.
-//! - `plan`, `waiting`, `record`: one file for each trait.
+//! - `cursor`: where a page begins.
+//! - `plan`, `waiting`, `record`, `history`, `people`: one file for each trait.
 
+mod cursor;
+#[cfg(test)]
+mod explain;
+mod people;
 mod tally;
 
 use std::collections::HashMap;

@@ -1,0 +1,3 @@
+//! What every store promises, as tests that each one runs: a function for each promise, given an empty store.
+
+pub mod people;
