@@ -49,7 +49,7 @@ impl Default for Settings {
 
 /// Why a file could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub enum OpenError {
     /// Another process has it.
     #[error("{} is in use by another process", path.display())]
     InUse {
@@ -77,6 +77,14 @@ pub(crate) enum OpenError {
     Migrate {
         /// Of the step.
         version: usize,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
+    /// What the file holds could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The database's file.
+        path: PathBuf,
         /// What SQLite said.
         source: sqlx::Error,
     },
@@ -130,7 +138,7 @@ pub(crate) fn readers(path: &Path, settings: Settings, connections: u32) -> Sqli
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
-        .connect_lazy_with(options(path, settings).read_only(true))
+        .connect_lazy_with(options(path, settings).read_only(true).row_buffer_size(16))
 }
 
 fn options(path: &Path, settings: Settings) -> SqliteConnectOptions {
@@ -633,12 +641,12 @@ mod tests {
             }
         };
         let (large, small) = tokio::join!(fill(1_000_000), insert(&writer, 1));
-        let full = match large.unwrap_err() {
+        let out_of_space = match large.unwrap_err() {
             Failure::Sql(error) => is_full(&error),
             Failure::Write(error) => error.is_full(),
             Failure::Refused => false,
         };
-        assert!(full);
+        assert!(out_of_space);
         drop(small);
         insert(&writer, 2).await.unwrap();
         writer.close().await;

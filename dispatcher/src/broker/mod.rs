@@ -3,6 +3,11 @@
 //! At least once, and no more is asked: a message may be repeated, reordered and delivered to two holders; what a
 //! receipt was given for is never lost.
 
+#[cfg(any(test, feature = "contract"))]
+#[doc(hidden)]
+pub mod contract;
+pub mod embedded;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,7 +24,7 @@ pub struct MessageId(pub u64);
 pub struct Outgoing {
     /// Envelope and body.
     pub payload: Bytes,
-    /// What decides the partition, and with Key_Shared the consumer; `None`: any.
+    /// What decides the partition, and with `KeyShared` the consumer; `None`: any.
     pub key: Option<Arc<str>>,
     /// Not handed to consumers before this; `None`: at once.
     pub deliver_at: Option<Timestamp>,
