@@ -2,13 +2,26 @@
 //!
 //! A provider module knows its protocol; it knows nothing of queues, retries, rates or preferences. A new one is a
 //! folder here and a line in [`build`].
+//!
+//! What they share: [`credentials`] (mounted Secrets), [`address`] (where connections may lead), [`tls`] (whom they
+//! trust), and `detail` (what a provider said, made fit to be kept).
+
+pub mod address;
+pub mod credentials;
+mod detail;
+pub mod log;
+pub mod smtp;
+pub mod tls;
+pub mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use herald_crds::ProviderSpec;
 
 use crate::message::Delivery;
+use credentials::Credentials;
 
 /// What became of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,3 +69,75 @@ pub trait Provider: Send + Sync {
     /// (`Unknown`) or not (`Transient`). If the future is dropped, the attempt is abandoned as far as the protocol allows.
     async fn send(&self, delivery: &Delivery, timeout: Duration) -> Outcome;
 }
+
+/// What providers are built from besides their declaration.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The mounted Secrets.
+    pub credentials: Credentials,
+    /// Whether a Channel's `allowPrivateAddresses` counts; if not, no connection leads to a private address.
+    pub allow_private_addresses: bool,
+    /// Sends in flight at most: how many connections are worth keeping.
+    pub concurrency: usize,
+}
+
+/// A declared provider that cannot be built: an edit of the Channel must cure it.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Not exactly one kind of provider.
+    #[error("provider {provider:?} must have exactly one of smtp, webhook and log")]
+    ChooseKind {
+        /// The provider's name.
+        provider: String,
+    },
+    /// `smtp.from` is not an address.
+    #[error(
+        "provider {provider:?}: from {from:?} is not a mail address such as \"Shop <orders@shop.example>\""
+    )]
+    ParseSender {
+        /// The provider's name.
+        provider: String,
+        /// What it says instead.
+        from: String,
+    },
+    /// `webhook.url` is not a URL.
+    #[error("provider {provider:?}: url is not an absolute http or https URL: {reason}")]
+    ParseUrl {
+        /// The provider's name.
+        provider: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A header field of `webhook.headers` that cannot be sent, or that Herald sets itself.
+    #[error("provider {provider:?}: header field {header:?} {reason}")]
+    CheckHeader {
+        /// The provider's name.
+        provider: String,
+        /// The field's name.
+        header: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// Makes a declared provider ready to send. No I/O: files, names and connections are had when the first send needs them.
+pub fn build(
+    provider: &herald_crds::Provider,
+    context: &Context,
+) -> Result<Arc<dyn Provider>, BuildError> {
+    Ok(match provider.spec() {
+        Some(ProviderSpec::Smtp(spec)) => Arc::new(smtp::Smtp::new(&provider.name, spec, context)?),
+        Some(ProviderSpec::Webhook(spec)) => {
+            Arc::new(webhook::Webhook::new(&provider.name, spec, context)?)
+        }
+        Some(ProviderSpec::Log(spec)) => Arc::new(log::Log::new(spec)),
+        None => {
+            return Err(BuildError::ChooseKind {
+                provider: provider.name.clone(),
+            });
+        }
+    })
+}
+
+#[cfg(test)]
+mod fixtures;
