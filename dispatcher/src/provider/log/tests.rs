@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::provider::fixtures::{delivery, mail};
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 fn rule(recipient: &str, outcome: LogOutcome) -> LogRule {
     LogRule {
@@ -24,7 +24,7 @@ fn log(path: &Path, rules: Vec<LogRule>) -> Log {
     })
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn each_recipient_meets_the_outcome_that_the_first_matching_rule_says() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sent.jsonl");
@@ -59,9 +59,9 @@ async fn each_recipient_meets_the_outcome_that_the_first_matching_rule_says() {
         }
     ));
     assert!(matches!(send("odd").await, Outcome::Unknown(_)));
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     assert!(matches!(send("hang").await, Outcome::Transient(r) if &*r.code == "timeout"));
-    assert_eq!(begun.elapsed(), TIMEOUT);
+    assert!(begun.elapsed() >= TIMEOUT);
 
     let lines = std::fs::read_to_string(&path).unwrap();
     let outcomes: Vec<String> = lines

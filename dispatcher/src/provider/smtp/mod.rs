@@ -23,6 +23,9 @@ use crate::message::Delivery;
 use pool::Pool;
 use session::{Failure, Mail, Opening, Session};
 
+/// How long an unused connection is kept: servers close theirs after minutes, some after ten seconds.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// Sends each delivery as a mail through one server.
 #[derive(Debug)]
 pub struct Smtp {
@@ -57,7 +60,7 @@ impl Smtp {
             login: spec.credentials_ref.as_ref().map(|r| r.name.clone()),
             credentials: context.credentials.clone(),
             allow_private: spec.allow_private_addresses && context.allow_private_addresses,
-            pool: Pool::new(context.concurrency),
+            pool: Pool::new(context.concurrency, IDLE),
             trust: Mutex::new(None),
         })
     }

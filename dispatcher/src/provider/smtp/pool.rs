@@ -7,13 +7,11 @@ use tokio::time::Instant;
 
 use super::session::Session;
 
-/// How long an unused connection is kept; servers close theirs after minutes, some after ten seconds.
-const IDLE: Duration = Duration::from_secs(10);
-
 /// Idle connections, the latest used first, so that those too many grow old.
 #[derive(Debug)]
 pub struct Pool {
     capacity: usize,
+    idle: Duration,
     state: Mutex<State>,
 }
 
@@ -25,10 +23,11 @@ struct State {
 }
 
 impl Pool {
-    /// Keeps at most `capacity` connections.
-    pub fn new(capacity: usize) -> Arc<Self> {
+    /// Keeps at most `capacity` connections, each unused for at most `idle`.
+    pub fn new(capacity: usize, idle: Duration) -> Arc<Self> {
         Arc::new(Self {
             capacity,
+            idle,
             state: Mutex::default(),
         })
     }
@@ -37,7 +36,7 @@ impl Pool {
     pub async fn take(&self) -> Option<Session> {
         loop {
             let (mut session, since) = self.lock().idle.pop()?;
-            if since.elapsed() < IDLE && session.is_quiet().await {
+            if since.elapsed() < self.idle && session.is_quiet().await {
                 return Some(session);
             }
         }
@@ -55,7 +54,7 @@ impl Pool {
         state.idle.push((session, Instant::now()));
         if !state.reaping {
             state.reaping = true;
-            tokio::spawn(reap(Arc::downgrade(self)));
+            tokio::spawn(reap(Arc::downgrade(self), self.idle));
         }
     }
 
@@ -73,7 +72,7 @@ impl Pool {
         let mut state = self.lock();
         let young = state
             .idle
-            .partition_point(|(_, since)| since.elapsed() >= IDLE);
+            .partition_point(|(_, since)| since.elapsed() >= self.idle);
         let old: Vec<Session> = state
             .idle
             .drain(..young)
@@ -88,9 +87,9 @@ impl Pool {
 }
 
 /// Closes connections as they grow old, as long as there are any.
-async fn reap(pool: Weak<Pool>) {
+async fn reap(pool: Weak<Pool>, idle: Duration) {
     loop {
-        tokio::time::sleep(IDLE).await;
+        tokio::time::sleep(idle).await;
         let Some(old) = pool.upgrade().and_then(|pool| pool.old()) else {
             return;
         };

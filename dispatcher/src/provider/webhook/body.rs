@@ -65,7 +65,7 @@ pub fn payload(delivery: &Delivery) -> Option<Payload> {
         time: delivery.accepted_at,
         traceparent: delivery.traceparent.as_deref(),
         datacontenttype: "application/json",
-        data: parameters.as_ref().unwrap_or(&Value::Null),
+        data: parameters.as_deref().unwrap_or(&Value::Null),
     };
     Some(Payload {
         bytes: serde_json::to_vec(&event).ok()?.into(),
