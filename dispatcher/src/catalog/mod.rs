@@ -1,5 +1,8 @@
 //! The seam to what is declared: the four resources, ready for use.
 
+pub mod folder;
+pub mod yaml;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,0 +1,217 @@
+//! A file becomes resources, each with what is wrong with it by itself.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use herald_crds::kind::API_VERSION;
+use herald_crds::{Kind, Problem, Resource};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::scan::Fingerprint;
+use crate::catalog::yaml::{self, Lines};
+use crate::catalog::{DeclaredProblem, FullName};
+
+/// Which resource.
+pub(super) type Identity = (Kind, FullName);
+
+/// A file as it was read.
+#[derive(Debug)]
+pub(super) struct File {
+    /// Its path in the folder, for people.
+    pub name: String,
+    /// By what a change is noticed; `None`: by reading it.
+    pub fingerprint: Option<Fingerprint>,
+    /// Of its content.
+    pub digest: [u8; 32],
+    /// The resources in it, in their order.
+    pub declared: Vec<Declared>,
+    /// How many YAML documents it has, those included that are not Herald's.
+    pub documents: usize,
+    /// Why it could not be read at all; then `declared` is empty.
+    pub problem: Option<DeclaredProblem>,
+    /// What it declared before and may still be meant to declare: it, or a document in it, cannot be read so far that
+    /// one could tell.
+    pub kept: BTreeSet<Identity>,
+}
+
+/// One resource in a file.
+#[derive(Debug)]
+pub(super) struct Declared {
+    /// Which one; `None` if its kind or its name cannot be told.
+    pub identity: Option<Identity>,
+    /// It, with its namespace; `None` if it could not be read. There may be problems either way.
+    pub resource: Option<Resource>,
+    /// What is wrong with it by itself.
+    pub problems: Vec<Problem>,
+    /// JSON Pointer to it in its document: empty unless it is in a List.
+    base: String,
+    lines: Arc<Lines>,
+    /// Whether it has a document to itself.
+    pub alone: bool,
+}
+
+impl Declared {
+    /// `problem` with its place.
+    pub fn locate(&self, file: &str, problem: &Problem) -> DeclaredProblem {
+        let path = format!("{}{}", self.base, problem.path);
+        DeclaredProblem {
+            file: Some(file.to_owned()),
+            line: self.lines.line_of(&path),
+            resource: self.identity.as_ref().map(label).unwrap_or_default(),
+            path,
+            message: problem.message.clone(),
+        }
+    }
+
+    /// The line it begins on.
+    pub fn line(&self) -> usize {
+        self.lines.line_of(&self.base)
+    }
+}
+
+/// Kind and full name, for people.
+pub(super) fn label((kind, name): &Identity) -> String {
+    format!("{kind} {name}")
+}
+
+impl File {
+    /// Takes `bytes` for the file `name`, which said `before`.
+    pub fn read(name: String, bytes: &[u8], namespace: &str, before: Option<&Self>) -> Self {
+        let mut file = Self::named(name);
+        file.digest = Sha256::digest(bytes).into();
+        match yaml::read(bytes) {
+            Ok(documents) => {
+                file.documents = documents.len();
+                for document in documents {
+                    let lines = Arc::new(document.lines);
+                    take(document.value, &lines, namespace, &mut file.declared);
+                }
+                let unclear = |declared: &Declared| declared.identity.is_none();
+                if file.declared.iter().any(unclear) {
+                    file.keep(before);
+                }
+            }
+            Err(error) => {
+                let message = error.to_string();
+                file.refuse(error.line, error.path, message, before);
+            }
+        }
+        file
+    }
+
+    /// The file `name`, which said `before` and cannot be read now.
+    pub fn unreadable(name: String, error: &std::io::Error, before: Option<&Self>) -> Self {
+        let mut file = Self::named(name);
+        let message = format!("the file cannot be read: {error}");
+        file.refuse(0, String::new(), message, before);
+        file
+    }
+
+    /// Whether it says what `other` says.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.problem == other.problem
+    }
+
+    /// The only resource in it, if it has nothing else.
+    pub fn only(&self) -> Option<&Declared> {
+        match &self.declared[..] {
+            [declared] if declared.alone && self.documents == 1 => Some(declared),
+            _ => None,
+        }
+    }
+
+    fn named(name: String) -> Self {
+        Self {
+            name,
+            fingerprint: None,
+            digest: [0; 32],
+            declared: Vec::new(),
+            documents: 0,
+            problem: None,
+            kept: BTreeSet::new(),
+        }
+    }
+
+    fn refuse(&mut self, line: usize, path: String, message: String, before: Option<&Self>) {
+        self.problem = Some(DeclaredProblem {
+            file: Some(self.name.clone()),
+            line,
+            resource: String::new(),
+            path,
+            message,
+        });
+        self.keep(before);
+    }
+
+    fn keep(&mut self, before: Option<&Self>) {
+        let Some(before) = before else { return };
+        let declared = before.declared.iter().filter_map(|d| d.identity.clone());
+        self.kept = declared.chain(before.kept.iter().cloned()).collect();
+    }
+}
+
+/// Takes a document apart: a resource, a List of them, or something that is not Herald's.
+fn take(document: Value, lines: &Arc<Lines>, namespace: &str, declared: &mut Vec<Declared>) {
+    if document["apiVersion"] == "v1" && document["kind"] == "List" {
+        let Value::Object(mut members) = document else {
+            return;
+        };
+        if let Some(Value::Array(items)) = members.remove("items") {
+            for (index, item) in items.into_iter().enumerate() {
+                if is_ours(&item) {
+                    let base = format!("/items/{index}");
+                    declared.push(declare(&item, base, lines, namespace));
+                }
+            }
+        }
+    } else if is_ours(&document) {
+        declared.push(declare(&document, String::new(), lines, namespace));
+    }
+}
+
+/// Whether a document is, or is surely meant to be, one of Herald's.
+fn is_ours(document: &Value) -> bool {
+    let meant = || document.get("apiVersion").is_none() && kind(document).is_some();
+    Resource::is_one(document) || meant()
+}
+
+fn kind(document: &Value) -> Option<Kind> {
+    document["kind"].as_str()?.parse().ok()
+}
+
+fn declare(document: &Value, base: String, lines: &Arc<Lines>, namespace: &str) -> Declared {
+    let (mut resource, mut problems) = Resource::parse_leniently(document);
+    if document.get("apiVersion").is_none() {
+        let message = format!("is missing: write apiVersion: {API_VERSION}");
+        problems = vec![Problem::new("/apiVersion", message)];
+    }
+    let identity = identify(document, namespace);
+    if identity.is_none() {
+        resource = None;
+    }
+    if let Some(resource) = &mut resource {
+        let own = &mut resource.metadata_mut().namespace;
+        own.get_or_insert_with(|| namespace.to_owned());
+    }
+    Declared {
+        identity,
+        resource,
+        problems,
+        alone: base.is_empty(),
+        base,
+        lines: Arc::clone(lines),
+    }
+}
+
+/// Which resource a document is; `None` if that cannot be told.
+fn identify(document: &Value, namespace: &str) -> Option<Identity> {
+    let kind = kind(document)?;
+    let metadata = &document["metadata"];
+    let name = metadata["name"].as_str().filter(|name| !name.is_empty())?;
+    let namespace = match metadata.get("namespace") {
+        None | Some(Value::Null) => namespace,
+        Some(given) => given.as_str()?,
+    };
+    Some((kind, format!("{namespace}/{name}").into()))
+}
