@@ -1,2 +1,35 @@
-//! Everything real on one machine: scenarios, faults and benchmarks.
-fn main() {}
+//! Everything real on one machine: the showcase, scenarios, faults and benchmarks.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod showcase;
+
+/// Herald against the real world.
+#[derive(Debug, Parser)]
+#[command(name = "herald-e2e", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts Herald with a mail server and a webhook receiver, sends one of each kind and shows what arrives.
+    Showcase(showcase::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Showcase(options) => showcase::run(options).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,57 @@
+# The targets are the workflow: `make` lists them.
+
+HERALD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/herald
+# What the end-to-end tests run beside Herald.
+HERALD_PYTHON = $(HERALD_CACHE)/python/bin/python
+export HERALD_CACHE HERALD_PYTHON
+export PATH := $(PATH):/usr/sbin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Lists these targets.
+	@echo 'make TARGET, with TARGET one of'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: run
+run: ## Starts Herald with a mail server and a webhook receiver of its own, sends one of each kind, shows what arrives.
+	@scripts/need cargo
+	cargo build -p herald-dispatcher -p herald-e2e
+	@target/debug/herald-e2e showcase
+
+.PHONY: test
+test: lint docs test-unit test-e2e ## Everything a change has to pass.
+
+.PHONY: test-unit
+test-unit: ## The tests of every crate.
+	@scripts/need cargo
+	cargo test --workspace
+
+.PHONY: test-e2e
+test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP servers: the small size.
+	@scripts/need cargo smtp-sink python
+	cargo build -p herald-dispatcher
+	cargo run -p herald-e2e -- run embedded --small
+
+.PHONY: lint
+lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.
+	@scripts/need cargo cargo-deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(HERALD_CACHE)/tools/bin/cargo-deny --log-level error check bans licenses sources
+
+.PHONY: docs
+docs: ## The crates' documentation, without a warning, in target/doc.
+	@scripts/need cargo
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+.PHONY: bench
+bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.
+	@scripts/need cargo smtp-sink
+	cargo build --release -p herald-dispatcher
+	cargo run --release -p herald-e2e -- run bench
+
+.PHONY: clean
+clean: ## Removes what was built, and the showcase's state.
+	cargo clean
+	rm -rf .herald
