@@ -5,41 +5,14 @@
     reason = "in a test a panic is the failure; clippy.toml only knows functions with #[test]"
 )]
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::fs;
 
 use herald_crds::mutants::{self, mutants};
 use herald_crds::{Kind, Resource, ResourceSet};
-use serde_json::Value;
 
-/// The documents of a folder of samples, with their files' names.
-fn samples(folder: &str) -> Vec<(String, Value)> {
-    let folder = format!("{}/samples/{folder}", env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "yaml")
-        })
-        .collect();
-    files.sort();
-    assert!(!files.is_empty());
-    let read = |path: std::path::PathBuf| {
-        let text = fs::read_to_string(&path).unwrap();
-        let document =
-            serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        (
-            path.file_name().unwrap().to_string_lossy().into_owned(),
-            document,
-        )
-    };
-    files.into_iter().map(read).collect()
-}
-
-fn all_samples() -> impl Iterator<Item = (String, Value)> {
-    ["quickstart", "reference"].into_iter().flat_map(samples)
-}
+use common::{all_samples, samples};
 
 #[test]
 fn every_sample_is_good_by_itself_and_among_the_others() {

@@ -450,3 +450,67 @@ pub struct ChannelStatus {
     #[schemars(length(max = 512))]
     pub selector: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn channel(spec: serde_json::Value) -> ChannelSpec {
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_given_is_what_the_descriptions_say() {
+        let channel = ChannelSpec::new(Medium::Email, Vec::new());
+        assert_eq!(channel.concurrency(), 64);
+        assert_eq!(channel.reserved_percent(), 20);
+        assert_eq!(channel.max_attempts(), 8);
+        assert_eq!(channel.on_unknown(), OnUnknown::Retry);
+        assert_eq!(channel.partitions(), 1);
+        assert_eq!(channel.deletion_policy(), DeletionPolicy::Keep);
+        assert_eq!(channel.class_share(Priority::Critical), None);
+        let low = channel.class_share(Priority::Low).unwrap();
+        assert_eq!(low.after, Duration::from_mins(1));
+        assert!((low.share - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn retries_come_after_5_s_30_s_5_min_and_then_every_hour() {
+        let delays: Vec<_> = (1..=6)
+            .map(|attempt| retry_delay(attempt).as_secs())
+            .collect();
+        assert_eq!(delays, [5, 30, 300, 3600, 3600, 3600]);
+    }
+
+    #[test]
+    fn a_webhook_channel_with_a_url_needs_no_address() {
+        let nobody = Address::default();
+        let own = Address {
+            webhook: Some("https://hooks.customer.example/".to_owned()),
+            ..Address::default()
+        };
+        let fixed = channel(json!({
+            "medium": "webhook",
+            "providers": [{"name": "a", "webhook": {"url": "https://hooks.shop.example/"}}],
+        }));
+        assert_eq!(fixed.endpoint(&nobody), Some("https://hooks.shop.example/"));
+        assert_eq!(fixed.endpoint(&own), Some("https://hooks.shop.example/"));
+        let each =
+            channel(json!({"medium": "webhook", "providers": [{"name": "a", "webhook": {}}]}));
+        assert_eq!(each.endpoint(&nobody), None);
+        assert_eq!(each.endpoint(&own), own.webhook.as_deref());
+    }
+
+    #[test]
+    fn a_rate_is_by_the_second_unless_given() {
+        let limit = |limit| {
+            serde_json::from_value::<RateLimit>(limit)
+                .unwrap()
+                .per_second()
+        };
+        assert!((limit(json!({"count": 50})) - 50.0).abs() < 1e-9);
+        assert!((limit(json!({"count": 30, "perSeconds": 60})) - 0.5).abs() < 1e-9);
+    }
+}

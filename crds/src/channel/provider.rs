@@ -271,3 +271,67 @@ fn glob(pattern: &str, text: &str) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything_also_nothing() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "alice@shop.example"),
+            ("alice@shop.example", "alice@shop.example"),
+            ("*@shop.example", "alice@shop.example"),
+            ("+8210*", "+821012345678"),
+            ("a*b*c", "abc"),
+            ("a*b*c", "a-b-b-c"),
+            ("*aab", "aaab"),
+        ] {
+            assert!(glob(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("", "a"),
+            ("alice", "alice@shop.example"),
+            ("*@shop.example", "alice@other.example"),
+            ("ab*ba", "aba"),
+            ("a*b*c", "a-c-b"),
+        ] {
+            assert!(!glob(pattern, text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_counts() {
+        let rule = |recipient: &str, outcome| LogRule {
+            recipient: recipient.to_owned(),
+            outcome,
+        };
+        let log = LogSpec {
+            rules: vec![
+                rule("vip@shop.example", LogOutcome::Sent),
+                rule("*@shop.example", LogOutcome::Throttled),
+            ],
+            ..LogSpec::default()
+        };
+        assert_eq!(log.outcome("vip@shop.example"), LogOutcome::Sent);
+        assert_eq!(log.outcome("bob@shop.example"), LogOutcome::Throttled);
+        assert_eq!(log.outcome("bob@other.example"), LogOutcome::Sent);
+    }
+
+    #[test]
+    fn the_port_follows_from_the_protection_unless_given() {
+        let port = |tls, port| {
+            SmtpSpec {
+                port,
+                tls,
+                ..SmtpSpec::default()
+            }
+            .port()
+        };
+        assert_eq!(port(None, None), 587);
+        assert_eq!(port(Some(SmtpTls::Tls), None), 465);
+        assert_eq!(port(Some(SmtpTls::None), None), 25);
+        assert_eq!(port(Some(SmtpTls::Tls), Some(2525)), 2525);
+    }
+}
