@@ -7,6 +7,9 @@
 #[doc(hidden)]
 pub mod contract;
 pub mod embedded;
+#[cfg(any(test, feature = "faults"))]
+#[doc(hidden)]
+pub mod faulty;
 
 use std::sync::Arc;
 
