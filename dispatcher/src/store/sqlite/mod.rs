@@ -4,15 +4,23 @@
 //! ten to twenty microseconds before it does anything, so whatever comes in numbers goes through one statement.
 //!
 //! - `schema.sql`: every table, with what its columns mean.
-//! - [`tally`](mod@tally): how many deliveries of a notification are in which state, and what happens when the last has ended.
-//! - `cursor`: where a page begins.
+//! - `tally`: how many deliveries of a notification are in which state, and what happens when the last has ended.
+//! - `asked`: what was asked, as it is kept. `cursor`: where a page begins.
+//! - `fold`: how an event changes a row, pure.
 //! - `plan`, `waiting`, `record`, `history`, `people`: one file for each trait.
 
+mod asked;
 mod cursor;
 #[cfg(test)]
 mod explain;
+mod fold;
 mod people;
+mod plan;
+mod record;
 mod tally;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,11 +29,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
+use herald_crds::Priority;
 use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
-use super::StoreError;
+use super::{State, StoreError};
+use crate::id::{DeliveryId, NotificationId};
 use crate::sqlite::{self, WriteError, Writer};
 
 /// The schema, step by step; a released step is never changed.
@@ -66,7 +76,7 @@ pub struct SqliteStore {
     /// False: the suppression list is known to be empty. Whoever writes to the list sets it first.
     suppressing: AtomicBool,
     /// False: no outcome waits for its row.
-    orphaned: AtomicBool,
+    orphaned: Arc<AtomicBool>,
     /// Keeps other processes out.
     _lock: File,
 }
@@ -126,7 +136,7 @@ impl SqliteStore {
             readers: sqlite::readers(path, settings, readers),
             channels: RwLock::new(channels),
             suppressing: AtomicBool::new(suppressing),
-            orphaned: AtomicBool::new(orphaned),
+            orphaned: Arc::new(AtomicBool::new(orphaned)),
             _lock: lock,
         })
     }
@@ -235,6 +245,33 @@ fn failed(error: sqlx::Error) -> StoreError {
             reason: other.to_string(),
         },
     }
+}
+
+/// A state from a table.
+fn state(number: i64) -> Result<State, StoreError> {
+    u8::try_from(number)
+        .ok()
+        .and_then(State::from_repr)
+        .ok_or_else(|| corrupt("deliveries.state", &number))
+}
+
+/// A notification's id from a table.
+fn notification_id(bytes: &[u8]) -> Result<NotificationId, StoreError> {
+    NotificationId::from_slice(bytes)
+        .ok_or_else(|| corrupt("notifications.id", &"not 16 bytes long"))
+}
+
+/// A delivery's id from a table.
+fn delivery_id(bytes: &[u8]) -> Result<DeliveryId, StoreError> {
+    DeliveryId::from_slice(bytes).ok_or_else(|| corrupt("deliveries.id", &"not 12 bytes long"))
+}
+
+/// A class from a table.
+fn priority(number: i64) -> Result<Priority, StoreError> {
+    usize::try_from(number)
+        .ok()
+        .and_then(|index| Priority::ALL.get(index).copied())
+        .ok_or_else(|| corrupt("priority", &number))
 }
 
 /// A time as the tables hold it.

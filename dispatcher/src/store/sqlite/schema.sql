@@ -66,7 +66,7 @@ CREATE TABLE requests (
 CREATE TABLE notification_trail (
     notification INTEGER NOT NULL,
     at INTEGER NOT NULL,
-    step TEXT NOT NULL, -- held, confirmed, cancelled, prioritized
+    step TEXT NOT NULL, -- cancelled, prioritized
     detail TEXT NOT NULL, -- JSON object
     PRIMARY KEY (notification, at, step)
 ) WITHOUT ROWID;
@@ -100,7 +100,7 @@ CREATE TABLE deliveries (
 );
 -- What may be released, in turn.
 CREATE INDEX deliveries_ready ON deliveries (channel, priority, notification, due_at) WHERE waiting = 2;
-CREATE INDEX deliveries_scheduled ON deliveries (due_at, channel, priority) WHERE waiting = 1;
+CREATE INDEX deliveries_scheduled ON deliveries (channel, priority, due_at) WHERE waiting = 1;
 -- What is out, for the sweep.
 CREATE INDEX deliveries_out ON deliveries (channel, heard_at) WHERE waiting = 0 AND ended_at IS NULL;
 CREATE INDEX deliveries_dead ON deliveries (ended_at) WHERE dead = 1;
@@ -115,7 +115,8 @@ CREATE TABLE carried (
 );
 
 -- The audit trail of deliveries, but for what their rows say themselves: accepted (notifications.accepted_at), planned
--- (created_at), released (released_at), suppressed at planning, cancelled before release, and the `sent` that won.
+-- (created_at), released (released_at, the last time), and the end: if no entry is of a row's (ended_at, round, attempt)
+-- and has the name of its state, the row itself is that entry. So the common case, one release and `sent`, has none here.
 CREATE TABLE trail (
     row INTEGER NOT NULL, -- deliveries.row
     at INTEGER NOT NULL,

@@ -56,11 +56,12 @@ impl Tally {
         let ending = changes.iter().any(|(_, c)| c.last_ended_at.is_some());
         let rows: Vec<_> = changes
             .iter()
-            .map(|(seq, c)| (seq, c.states, c.last_ended_at))
+            .map(|(seq, c)| (seq, c.states, c.last_ended_at, c.states.iter().sum::<i64>()))
             .collect();
         let rows = json(&rows);
         sqlx::query(
             "UPDATE notifications SET
+                 rows = rows + (d.value ->> 3),
                  scheduled = scheduled + (d.value ->> '$[1][0]'),
                  queued = queued + (d.value ->> '$[1][1]'),
                  sending = sending + (d.value ->> '$[1][2]'),

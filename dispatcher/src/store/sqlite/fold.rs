@@ -1,0 +1,302 @@
+//! How an event changes a row: pure.
+//!
+//! An event counts only if it is beyond what the row says, so repeats, reorderings and interleavings of the same events
+//! give the same row:
+//!
+//! - an end is beyond everything that is no end, whatever their attempts, and beyond another end if its
+//!   (round, rank, attempt) is; what remains equal is decided by the state, the time and the text, so that it is decided;
+//! - a retry is beyond a row that has not ended if its attempt is not behind the one that the row waits for;
+//! - an event of a later round is beyond everything of an earlier one.
+
+use std::cmp::Ordering;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::message::{Event, Failure, Step};
+use crate::store::State;
+
+/// What of a row an event can change, and what it must know to do so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Row {
+    pub row: i64,
+    /// The notification's number.
+    pub seq: i64,
+    /// The notification was cancelled: what comes back ends.
+    pub called_back: bool,
+    pub state: State,
+    pub waiting: u8,
+    pub dead: bool,
+    pub round: u16,
+    pub attempt: u16,
+    pub tried: u16,
+    pub due_at: i64,
+    pub heard_at: i64,
+    pub ended_at: Option<i64>,
+    pub said: Said,
+}
+
+/// What was said about the last attempt.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Said {
+    pub provider: Option<String>,
+    pub provider_id: Option<String>,
+    pub milliseconds: Option<i64>,
+    pub reason: Option<String>,
+    pub error: Option<String>,
+}
+
+/// What becomes of the delivery that a row carries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// Nothing.
+    #[default]
+    Kept,
+    /// Replaced by this JSON.
+    Put(Vec<u8>),
+    /// It is not needed any more, or must not be kept.
+    Dropped,
+}
+
+/// A line of the trail.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Line(
+    /// The row.
+    pub i64,
+    /// When, in milliseconds.
+    pub i64,
+    /// Round.
+    pub u16,
+    /// Attempt.
+    pub u16,
+    /// Step.
+    pub &'static str,
+    /// JSON object.
+    pub String,
+);
+
+/// The name of a step in the trail.
+pub(super) const fn name(step: &Step) -> &'static str {
+    match step {
+        Step::Sent { .. } => "sent",
+        Step::Retrying { .. } => "retrying",
+        Step::Returned { .. } => "returned",
+        Step::Failed { .. } => "failed",
+        Step::Unknown { .. } => "unknown",
+        Step::Expired => "expired",
+        Step::Cancelled => "cancelled",
+        Step::Suppressed { .. } => "suppressed",
+    }
+}
+
+/// Folds an event into its row. Lines of the trail that it makes are added to `trail`.
+pub(super) fn fold(row: &mut Row, carried: &mut Carried, event: &Event, trail: &mut Vec<Line>) {
+    let at = event.at.as_millisecond();
+    row.heard_at = row.heard_at.max(at);
+    if let Step::Returned { due, .. } = &event.step {
+        row.due_at = row.due_at.max(due.as_millisecond());
+    }
+    let back = matches!(event.step, Step::Returned { .. }) && row.called_back;
+    let end = match &event.step {
+        Step::Retrying { .. } => None,
+        Step::Returned { .. } if !back => None,
+        Step::Returned { .. } | Step::Cancelled => Some((State::Cancelled, Said::default())),
+        Step::Sent {
+            provider,
+            provider_id,
+            milliseconds,
+        } => Some((
+            State::Sent,
+            Said {
+                provider: Some(provider.to_string()),
+                provider_id: provider_id.clone(),
+                milliseconds: Some(i64::from(*milliseconds)),
+                ..Said::default()
+            },
+        )),
+        Step::Failed { error, .. } => Some((State::Failed, said(error))),
+        Step::Unknown { error } => Some((State::Unknown, said(error))),
+        Step::Expired => Some((State::Expired, Said::default())),
+        Step::Suppressed { reason } => Some((
+            State::Suppressed,
+            Said {
+                reason: Some(reason.to_string()),
+                ..Said::default()
+            },
+        )),
+    };
+    match end {
+        None => {
+            trail.push(line(row.row, at, event));
+            retry(row, carried, event, at);
+        }
+        Some((state, said)) => finish(row, carried, event, at, state, said, trail),
+    }
+}
+
+fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64) {
+    let beyond = match event.round.cmp(&row.round) {
+        Ordering::Less => false,
+        Ordering::Equal => row.ended_at.is_none() && event.attempt >= row.attempt,
+        Ordering::Greater => true,
+    };
+    if !beyond {
+        return;
+    }
+    row.round = event.round;
+    row.attempt = event.attempt.saturating_add(1);
+    row.tried = event.tried;
+    row.ended_at = None;
+    row.dead = false;
+    match &event.step {
+        Step::Returned {
+            error,
+            due,
+            delivery,
+        } => {
+            row.attempt = row.attempt.max(delivery.attempt);
+            let scheduled = due.as_millisecond() > at;
+            row.waiting = if scheduled { 1 } else { 2 };
+            row.state = match (event.tried, scheduled) {
+                (1.., _) => State::Retrying,
+                (0, true) => State::Scheduled,
+                (0, false) => State::Queued,
+            };
+            row.said = said(error);
+            *carried = Carried::Put(super::json(delivery).into_bytes());
+        }
+        Step::Retrying { error, .. } => {
+            row.waiting = 0;
+            row.state = State::Retrying;
+            row.said = said(error);
+        }
+        _ => {}
+    }
+}
+
+fn finish(
+    row: &mut Row,
+    carried: &mut Carried,
+    event: &Event,
+    at: i64,
+    state: State,
+    said: Said,
+    trail: &mut Vec<Line>,
+) {
+    let order = match (event.round.cmp(&row.round), row.ended_at) {
+        (Ordering::Equal, Some(ended_at)) => {
+            let old = (
+                row.state.rank(),
+                row.attempt,
+                row.state,
+                ended_at,
+                &row.said,
+                row.tried,
+            );
+            (state.rank(), event.attempt, state, at, &said, event.tried).cmp(&old)
+        }
+        (Ordering::Equal, None) => Ordering::Greater,
+        (other, _) => other,
+    };
+    match order {
+        Ordering::Greater => {}
+        // The row is what this repeats; if it is a `sent`, the row is also its line of the trail.
+        Ordering::Equal if state == State::Sent => return,
+        _ => {
+            trail.push(line(row.row, at, event));
+            return;
+        }
+    }
+    if row.state == State::Sent {
+        // It was told by the row alone so far, and is to be told still.
+        let sent_at = row.ended_at.unwrap_or(row.heard_at);
+        trail.push(Line(
+            row.row,
+            sent_at,
+            row.round,
+            row.attempt,
+            "sent",
+            sent(&row.said),
+        ));
+    }
+    if state != State::Sent {
+        trail.push(line(row.row, at, event));
+    }
+    let may_carry = *carried != Carried::Kept || row.attempt > 1 || row.round > 0;
+    *carried = match &event.step {
+        Step::Failed {
+            delivery: Some(delivery),
+            ..
+        } if !delivery.sensitive => Carried::Put(super::json(delivery).into_bytes()),
+        _ if may_carry => Carried::Dropped,
+        _ => Carried::Kept,
+    };
+    row.state = state;
+    row.waiting = 0;
+    row.dead = state == State::Failed;
+    row.round = event.round;
+    row.attempt = event.attempt;
+    row.tried = event.tried;
+    row.ended_at = Some(at);
+    row.said = said;
+}
+
+fn said(failure: &Failure) -> Said {
+    Said {
+        provider: failure.provider.as_deref().map(ToOwned::to_owned),
+        reason: Some(failure.reason.to_string()),
+        error: Some(failure.detail.clone()),
+        ..Said::default()
+    }
+}
+
+/// The particulars of a `sent`, as the trail tells them: what the reader says of a row that is its own line of the trail.
+pub(super) fn sent(said: &Said) -> String {
+    json!({
+        "provider": said.provider,
+        "providerId": said.provider_id,
+        "milliseconds": said.milliseconds,
+    })
+    .to_string()
+}
+
+fn line(row: i64, at: i64, event: &Event) -> Line {
+    let failure = |error: &Failure, due: Option<&Timestamp>| {
+        let mut detail = json!({
+            "reason": error.reason,
+            "error": error.detail,
+            "provider": error.provider,
+            "tried": event.tried,
+        });
+        if let Some(due) = due {
+            detail["due"] = json!(due.to_string());
+        }
+        detail.to_string()
+    };
+    let detail = match &event.step {
+        Step::Sent {
+            provider,
+            provider_id,
+            milliseconds,
+        } => json!({
+            "provider": provider,
+            "providerId": provider_id,
+            "milliseconds": milliseconds,
+        })
+        .to_string(),
+        Step::Retrying { error, due } | Step::Returned { error, due, .. } => {
+            failure(error, Some(due))
+        }
+        Step::Failed { error, .. } | Step::Unknown { error } => failure(error, None),
+        Step::Expired | Step::Cancelled => "{}".to_owned(),
+        Step::Suppressed { reason } => json!({ "reason": reason }).to_string(),
+    };
+    Line(
+        row,
+        at,
+        event.round,
+        event.attempt,
+        name(&event.step),
+        detail,
+    )
+}

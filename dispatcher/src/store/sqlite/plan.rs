@@ -1,0 +1,695 @@
+//! What planning and fan-out need: notifications, the resolving of their recipients, claims.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use sqlx::sqlite::SqliteConnection;
+
+use super::record;
+use super::tally::Tally;
+use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, timestamp};
+use crate::id::{self, DeliveryId, NotificationId};
+use crate::message::{DefinitionHash, Request};
+use crate::store::{
+    Cursor, Directory, Member, NewDelivery, PlanStore, Planned, Recipient, State, StoreError,
+    Unresolved,
+};
+
+/// Most notifications whose moment of resolving is noticed to have come in one transaction.
+const RIPE: i64 = 1_000;
+
+/// What a new notification begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Its recipients are to be resolved.
+    Unresolved,
+    /// Its deliveries are known already: it was fanned out without SQL.
+    Resolved,
+}
+
+/// A notification on its way into its table: what does not come from the request alone.
+pub(super) struct NewNotification {
+    id: NotificationId,
+    body: Arc<str>,
+    /// The row, as JSON.
+    row: serde_json::Value,
+    request: asked::Packed,
+}
+
+impl NewNotification {
+    /// Done before the transaction begins: serialising is work that no other writer should wait for.
+    pub(super) fn new(request: &Request, beginning: Beginning) -> Self {
+        let resolve_at = request.send_at.unwrap_or(request.accepted_at);
+        let pending = match beginning {
+            Beginning::Resolved => 0,
+            Beginning::Unresolved if resolve_at > request.accepted_at => 1,
+            Beginning::Unresolved => 2,
+        };
+        let metadata = (!request.metadata.is_empty()).then(|| json(&request.metadata));
+        Self {
+            id: request.id,
+            body: Arc::clone(&request.body),
+            row: serde_json::json!([
+                request.id,
+                request.namespace,
+                request.template,
+                request.sender,
+                request.body,
+                request.priority.index(),
+                metadata,
+                u8::from(request.sensitive),
+                millis(request.accepted_at),
+                millis(resolve_at),
+                pending,
+                u8::from(beginning == Beginning::Resolved),
+                json(&Cursor::default()),
+            ]),
+            request: asked::pack(request),
+        }
+    }
+}
+
+/// Writes definitions down that are not known yet.
+pub(super) async fn insert_definitions(
+    connection: &mut SqliteConnection,
+    definitions: &[(DefinitionHash, Bytes)],
+) -> Result<(), StoreError> {
+    for (hash, definition) in definitions {
+        sqlx::query(
+            "INSERT INTO definitions (hash, definition) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )
+        .bind(Arc::clone(hash))
+        .bind(definition.as_ref().to_vec())
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes notifications down; answers what became of each, and the number of each.
+pub(super) async fn insert(
+    connection: &mut SqliteConnection,
+    notifications: Vec<NewNotification>,
+) -> Result<Vec<(Planned, i64)>, StoreError> {
+    let rows: Vec<_> = notifications.iter().map(|n| &n.row).collect();
+    let inserted: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "INSERT INTO notifications (id, namespace, template, sender, body, priority, metadata, sensitive,
+             accepted_at, resolve_at, pending, resolved, cursor)
+         SELECT unhex(n.value ->> 0), n.value ->> 1, n.value ->> 2, n.value ->> 3, n.value ->> 4,
+             n.value ->> 5, n.value ->> 6, n.value ->> 7, n.value ->> 8, n.value ->> 9, n.value ->> 10,
+             n.value ->> 11, n.value ->> 12
+         FROM json_each(?1) AS n WHERE true
+         ON CONFLICT (id) DO NOTHING RETURNING seq, id",
+    )
+    .bind(json(&rows))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(failed)?;
+    let mut new: HashMap<NotificationId, i64> = HashMap::with_capacity(inserted.len());
+    for (seq, id) in inserted {
+        new.insert(notification_id(&id)?, seq);
+    }
+    let mut known: HashMap<NotificationId, (i64, String)> = HashMap::new();
+    if new.len() < notifications.len() {
+        let ids: Vec<_> = notifications.iter().map(|n| n.id).collect();
+        let rows: Vec<(Vec<u8>, i64, String)> = sqlx::query_as(
+            "SELECT n.id, n.seq, n.body FROM json_each(?1) AS j
+             CROSS JOIN notifications AS n ON n.id = unhex(j.value)",
+        )
+        .bind(json(&ids))
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(failed)?;
+        for (id, seq, body) in rows {
+            known.insert(notification_id(&id)?, (seq, body));
+        }
+    }
+
+    let mut answers = Vec::with_capacity(notifications.len());
+    let mut texts = Vec::with_capacity(new.len());
+    let mut conflicts = Vec::new();
+    let mut first = HashSet::with_capacity(new.len());
+    for notification in notifications {
+        let id = notification.id;
+        match new.get(&id) {
+            Some(seq) if first.insert(id) => {
+                match notification.request {
+                    asked::Packed::Text(text) => texts.push((*seq, text)),
+                    asked::Packed::Blob(blob) => insert_blob(connection, *seq, blob).await?,
+                }
+                answers.push((Planned::Inserted, *seq));
+            }
+            _ => {
+                let Some((seq, body)) = known.get(&id) else {
+                    return Err(corrupt("notifications.id", &"it is there and is not"));
+                };
+                if *body == *notification.body {
+                    answers.push((Planned::Repeat, *seq));
+                } else {
+                    conflicts.push(*seq);
+                    answers.push((Planned::Conflict, *seq));
+                }
+            }
+        }
+    }
+    if !texts.is_empty() {
+        sqlx::query(
+            "INSERT INTO requests (notification, request)
+             SELECT r.value ->> 0, r.value ->> 1 FROM json_each(?1) AS r",
+        )
+        .bind(json(&texts))
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    }
+    if !conflicts.is_empty() {
+        sqlx::query(
+            "UPDATE notifications SET conflicts = conflicts + 1
+             WHERE seq IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(json(&conflicts))
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    }
+    Ok(answers)
+}
+
+async fn insert_blob(
+    connection: &mut SqliteConnection,
+    seq: i64,
+    blob: Vec<u8>,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO requests (notification, request) VALUES (?1, ?2)")
+        .bind(seq)
+        .bind(blob)
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// One delivery on its way into its table, as JSON.
+#[derive(serde::Serialize)]
+struct Row<'a>(
+    DeliveryId,
+    i64,
+    u8,
+    u8,
+    &'a str,
+    &'a str,
+    &'a str,
+    i64,
+    Option<i64>,
+    Option<&'static str>,
+);
+
+#[async_trait]
+impl PlanStore for SqliteStore {
+    async fn insert_notifications(
+        &self,
+        definitions: &[(DefinitionHash, Bytes)],
+        notifications: &[Arc<Request>],
+    ) -> Result<Vec<Planned>, StoreError> {
+        let definitions = definitions.to_vec();
+        let notifications: Vec<_> = notifications
+            .iter()
+            .map(|request| NewNotification::new(request, Beginning::Unresolved))
+            .collect();
+        self.write(move |c| {
+            Box::pin(async move {
+                insert_definitions(c, &definitions).await?;
+                let answers = insert(c, notifications).await?;
+                Ok(answers.into_iter().map(|(planned, _)| planned).collect())
+            })
+        })
+        .await
+    }
+
+    async fn unresolved(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Unresolved>, StoreError> {
+        let now = millis(now);
+        let ripe: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM notifications WHERE pending = 1 AND resolve_at <= ?1)",
+        )
+        .bind(now)
+        .fetch_one(&self.readers)
+        .await
+        .map_err(failed)?;
+        if ripe {
+            self.write(move |c| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE notifications SET pending = 2 WHERE seq IN (
+                             SELECT seq FROM notifications WHERE pending = 1 AND resolve_at <= ?1
+                             ORDER BY resolve_at LIMIT ?2)",
+                    )
+                    .bind(now)
+                    .bind(RIPE)
+                    .execute(c)
+                    .await
+                    .map_err(failed)
+                })
+            })
+            .await?;
+        }
+        let rows: Vec<(i64, Vec<u8>, i64, String, i64, Option<i64>)> = sqlx::query_as(
+            "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows, n.confirmed
+             FROM notifications AS n JOIN requests AS r ON r.notification = n.seq
+             WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1",
+        )
+        .bind(limit as i64)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        rows.into_iter()
+            .map(|(packed, request, priority, cursor, rows, confirmed)| {
+                Ok(Unresolved {
+                    request: Arc::new(asked::unpack(packed != 0, &request, priority)?),
+                    cursor: serde_json::from_str(&cursor)
+                        .map_err(|error| corrupt("notifications.cursor", &error))?,
+                    rows: rows as u64,
+                    confirmed: confirmed.map(|n| n as u64),
+                })
+            })
+            .collect()
+    }
+
+    async fn next_unresolved(&self) -> Result<Option<Timestamp>, StoreError> {
+        let at: Option<i64> =
+            sqlx::query_scalar("SELECT min(resolve_at) FROM notifications WHERE pending = 1")
+                .fetch_one(&self.readers)
+                .await
+                .map_err(failed)?;
+        at.map(|at| timestamp(at, "notifications.resolve_at"))
+            .transpose()
+    }
+
+    async fn resolve_step(
+        &self,
+        notification: &NotificationId,
+        from: &Cursor,
+        next: Option<&Cursor>,
+        rows: &[NewDelivery],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let now = millis(now);
+        let mut states = Vec::with_capacity(rows.len());
+        let mut values = Vec::with_capacity(rows.len());
+        for row in rows {
+            let due = millis(row.due);
+            let (state, waiting) = match row.suppressed {
+                Some(_) => (State::Suppressed, 0),
+                None if due > now => (State::Scheduled, 1),
+                None => (State::Queued, 2),
+            };
+            states.push(state);
+            values.push(Row(
+                row.id,
+                self.channel_number(&row.channel).await?,
+                state as u8,
+                waiting,
+                &row.recipient,
+                &row.endpoint,
+                &row.locale,
+                due,
+                row.suppressed.map(|_| now),
+                row.suppressed.map(Into::into),
+            ));
+        }
+        let values = json(&values);
+        let orphans = self
+            .orphaned
+            .load(Ordering::Acquire)
+            .then(|| json(&rows.iter().map(|row| row.id).collect::<Vec<_>>()));
+        let orphaned = Arc::clone(&self.orphaned);
+        let id = *notification;
+        let from = json(from);
+        let next = next.map(json);
+        self.write(move |c| {
+            Box::pin(async move {
+                let found: Option<(i64, i64)> = sqlx::query_as(
+                    "UPDATE notifications SET cursor = coalesce(?3, cursor), resolved = ?3 IS NULL,
+                         pending = CASE WHEN ?3 IS NULL THEN 0 ELSE pending END
+                     WHERE id = ?1 AND cursor = ?2 AND pending > 0 RETURNING seq, priority",
+                )
+                .bind(id.as_bytes().as_slice())
+                .bind(from)
+                .bind(&next)
+                .fetch_optional(&mut *c)
+                .await
+                .map_err(failed)?;
+                let Some((seq, priority)) = found else {
+                    return Ok(false);
+                };
+                let mut tally = Tally::default();
+                if !states.is_empty() {
+                    write_rows(c, seq, priority, now, values, &states, &mut tally).await?;
+                }
+                if next.is_none() {
+                    tally.settled(seq, now);
+                }
+                tally.apply(c).await?;
+                if let Some(ids) = orphans {
+                    let outcomes = record::adopt(c, &ids).await?;
+                    record::fold_outcomes(c, &outcomes, &orphaned).await?;
+                }
+                Ok(true)
+            })
+        })
+        .await
+    }
+
+    async fn hold(
+        &self,
+        notification: &NotificationId,
+        recipients: u64,
+        allowed: u64,
+    ) -> Result<(), StoreError> {
+        let id = *notification;
+        self.write(move |c| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE notifications SET pending = 0, held_recipients = ?2, held_allowed = ?3
+                     WHERE id = ?1 AND pending > 0",
+                )
+                .bind(id.as_bytes().as_slice())
+                .bind(recipients as i64)
+                .bind(allowed as i64)
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn confirm(
+        &self,
+        notification: &NotificationId,
+        recipients: u64,
+    ) -> Result<bool, StoreError> {
+        let id = *notification;
+        self.write(move |c| {
+            Box::pin(async move {
+                let done = sqlx::query(
+                    "UPDATE notifications SET pending = 2, held_recipients = NULL, held_allowed = NULL,
+                         confirmed = ?2
+                     WHERE id = ?1 AND held_allowed IS NOT NULL",
+                )
+                .bind(id.as_bytes().as_slice())
+                .bind(recipients as i64)
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(done.rows_affected() > 0)
+            })
+        })
+        .await
+    }
+
+    async fn members(
+        &self,
+        namespace: &str,
+        directory: &Directory<'_>,
+        at: Timestamp,
+        after: Option<&(u32, String)>,
+        limit: usize,
+    ) -> Result<Vec<Member>, StoreError> {
+        // Before everybody: no order is negative.
+        let (ord, last) = after.map_or((-1, ""), |(ord, id)| (i64::from(*ord), id.as_str()));
+        let rows: Vec<(String, Option<String>)> = match directory {
+            Directory::Ids(ids) => {
+                let wanted: Vec<_> = ids
+                    .iter()
+                    .skip((ord + 1) as usize)
+                    .take(limit)
+                    .map(|id| (id::order(id), id))
+                    .collect();
+                sqlx::query_as(IDS)
+                    .bind(namespace.to_owned())
+                    .bind(json(&wanted))
+                    .fetch_all(&self.readers)
+                    .await
+            }
+            Directory::Managed(group) => {
+                sqlx::query_as(MANAGED)
+                    .bind(namespace.to_owned())
+                    .bind((*group).to_owned())
+                    .bind(millis(at))
+                    .bind(ord)
+                    .bind(last.to_owned())
+                    .bind(limit as i64)
+                    .fetch_all(&self.readers)
+                    .await
+            }
+            Directory::Labels(labels) => {
+                let Some(((key, value), others)) = labels.split_first() else {
+                    return Ok(Vec::new());
+                };
+                sqlx::query_as(LABELLED)
+                    .bind(namespace.to_owned())
+                    .bind(key.clone())
+                    .bind(value.clone())
+                    .bind(json(others))
+                    .bind(millis(at))
+                    .bind(ord)
+                    .bind(last.to_owned())
+                    .bind(limit as i64)
+                    .fetch_all(&self.readers)
+                    .await
+            }
+        }
+        .map_err(failed)?;
+        rows.into_iter()
+            .map(|(id, recipient)| {
+                let recipient = recipient
+                    .map(|text| serde_json::from_str::<Recipient>(&text).map(Arc::new))
+                    .transpose()
+                    .map_err(|error| corrupt("recipients.recipient", &error))?;
+                Ok(Member {
+                    id: Arc::from(id),
+                    recipient,
+                })
+            })
+            .collect()
+    }
+
+    async fn count_members(
+        &self,
+        namespace: &str,
+        directory: &Directory<'_>,
+        at: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let count: i64 = match directory {
+            Directory::Ids(ids) => return Ok(ids.len() as u64),
+            Directory::Managed(group) => {
+                sqlx::query_scalar(
+                    "SELECT count(*) FROM members
+                     WHERE group_id = (SELECT id FROM groups WHERE namespace = ?1 AND name = ?2)
+                         AND valid_from <= ?3 AND (valid_to IS NULL OR valid_to > ?3)",
+                )
+                .bind(namespace.to_owned())
+                .bind((*group).to_owned())
+                .bind(millis(at))
+                .fetch_one(&self.readers)
+                .await
+            }
+            Directory::Labels(labels) => {
+                let Some(((key, value), others)) = labels.split_first() else {
+                    return Ok(0);
+                };
+                sqlx::query_scalar(COUNT_LABELLED)
+                    .bind(namespace.to_owned())
+                    .bind(key.clone())
+                    .bind(value.clone())
+                    .bind(json(others))
+                    .bind(millis(at))
+                    .fetch_one(&self.readers)
+                    .await
+            }
+        }
+        .map_err(failed)?;
+        Ok(count as u64)
+    }
+
+    async fn suppressed(
+        &self,
+        namespace: &str,
+        addresses: &[(&str, &str)],
+    ) -> Result<Vec<bool>, StoreError> {
+        if addresses.is_empty() || !self.suppressing.load(Ordering::Acquire) {
+            return Ok(vec![false; addresses.len()]);
+        }
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM suppressions
+                 WHERE namespace = ?1 AND address = (a.value ->> 1) AND medium = (a.value ->> 0))
+             FROM json_each(?2) AS a ORDER BY a.key",
+        )
+        .bind(namespace.to_owned())
+        .bind(json(addresses))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)
+    }
+
+    async fn claim(
+        &self,
+        namespace: &str,
+        template: &str,
+        claims: &[(String, DeliveryId)],
+        window_seconds: u32,
+        now: Timestamp,
+    ) -> Result<Vec<bool>, StoreError> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (namespace, template) = (namespace.to_owned(), template.to_owned());
+        let claims = json(claims);
+        let now = millis(now);
+        let until = now + i64::from(window_seconds) * 1000;
+        self.write(move |c| {
+            Box::pin(async move {
+                sqlx::query(
+                    "INSERT INTO claims (namespace, template, key, delivery, until)
+                     SELECT ?1, ?2, a.value ->> 0, unhex(a.value ->> 1), ?5 FROM json_each(?3) AS a WHERE true
+                     ON CONFLICT DO UPDATE SET delivery = excluded.delivery, until = excluded.until
+                         WHERE until <= ?4",
+                )
+                .bind(&namespace)
+                .bind(&template)
+                .bind(&claims)
+                .bind(now)
+                .bind(until)
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
+                sqlx::query_scalar(
+                    "SELECT o.delivery = unhex(a.value ->> 1) FROM json_each(?3) AS a
+                     CROSS JOIN claims AS o
+                         ON o.namespace = ?1 AND o.template = ?2 AND o.key = (a.value ->> 0)
+                     ORDER BY a.key",
+                )
+                .bind(namespace)
+                .bind(template)
+                .bind(claims)
+                .fetch_all(c)
+                .await
+                .map_err(failed)
+            })
+        })
+        .await
+    }
+
+    async fn definition(&self, hash: &str) -> Result<Option<Bytes>, StoreError> {
+        let found: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT definition FROM definitions WHERE hash = ?1")
+                .bind(hash.to_owned())
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(failed)?;
+        Ok(found.map(Bytes::from))
+    }
+
+    async fn requests(&self, ids: &[NotificationId]) -> Result<Vec<Arc<Request>>, StoreError> {
+        let rows: Vec<(i64, Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT typeof(r.request) = 'blob', r.request, n.priority FROM json_each(?1) AS j
+             CROSS JOIN notifications AS n ON n.id = unhex(j.value)
+             CROSS JOIN requests AS r ON r.notification = n.seq",
+        )
+        .bind(json(ids))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        rows.into_iter()
+            .map(|(packed, request, priority)| {
+                asked::unpack(packed != 0, &request, priority).map(Arc::new)
+            })
+            .collect()
+    }
+}
+
+/// Writes the rows of one step; those whose id is there already are dropped and not counted.
+async fn write_rows(
+    connection: &mut SqliteConnection,
+    seq: i64,
+    priority: i64,
+    now: i64,
+    values: String,
+    states: &[State],
+    tally: &mut Tally,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO deliveries (id, notification, channel, priority, state, waiting, recipient, endpoint,
+             locale, created_at, due_at, ended_at, reason)
+         SELECT unhex(d.value ->> 0), ?2, d.value ->> 1, ?3, d.value ->> 2, d.value ->> 3, d.value ->> 4,
+             d.value ->> 5, d.value ->> 6, ?4, d.value ->> 7, d.value ->> 8, d.value ->> 9
+         FROM json_each(?1) AS d WHERE true ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(values)
+    .bind(seq)
+    .bind(priority)
+    .bind(now)
+    .execute(&mut *connection)
+    .await
+    .map_err(failed)?;
+    let written = done.rows_affected() as i64;
+    if written as usize == states.len() {
+        for state in states {
+            tally.moved(seq, None, *state, 1, now);
+        }
+    } else if written > 0 {
+        // Rows are numbered upwards: those of this statement are the last ones.
+        let counts: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT state, count(*) FROM deliveries WHERE row > ?1 AND row <= ?2 GROUP BY state",
+        )
+        .bind(done.last_insert_rowid() - written)
+        .bind(done.last_insert_rowid())
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+        for (state, count) in counts {
+            tally.moved(seq, None, super::state(state)?, count, now);
+        }
+    }
+    Ok(())
+}
+
+const IDS: &str = "SELECT j.value ->> 1, r.recipient FROM json_each(?2) AS j
+    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = (j.value ->> 0) AND r.id = (j.value ->> 1)
+    ORDER BY j.key";
+
+const MANAGED: &str = "SELECT m.id, r.recipient FROM members AS m
+    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
+    WHERE m.group_id = (SELECT id FROM groups WHERE namespace = ?1 AND name = ?2)
+        AND m.valid_from <= ?3 AND (m.valid_to IS NULL OR m.valid_to > ?3) AND (m.ord, m.id) > (?4, ?5)
+    ORDER BY m.ord, m.id LIMIT ?6";
+
+const LABELLED: &str = "SELECT m.id, r.recipient FROM recipient_labels AS m
+    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
+    WHERE m.namespace = ?1 AND m.key = ?2 AND m.value = ?3
+        AND m.valid_from <= ?5 AND (m.valid_to IS NULL OR m.valid_to > ?5) AND (m.ord, m.id) > (?6, ?7)
+        AND NOT EXISTS (SELECT 1 FROM json_each(?4) AS l WHERE NOT EXISTS (
+            SELECT 1 FROM recipient_labels AS o
+            WHERE o.namespace = ?1 AND o.key = (l.value ->> 0) AND o.value = (l.value ->> 1)
+                AND o.ord = m.ord AND o.id = m.id
+                AND o.valid_from <= ?5 AND (o.valid_to IS NULL OR o.valid_to > ?5)))
+    ORDER BY m.ord, m.id LIMIT ?8";
+
+const COUNT_LABELLED: &str = "SELECT count(*) FROM recipient_labels AS m
+    WHERE m.namespace = ?1 AND m.key = ?2 AND m.value = ?3
+        AND m.valid_from <= ?5 AND (m.valid_to IS NULL OR m.valid_to > ?5)
+        AND NOT EXISTS (SELECT 1 FROM json_each(?4) AS l WHERE NOT EXISTS (
+            SELECT 1 FROM recipient_labels AS o
+            WHERE o.namespace = ?1 AND o.key = (l.value ->> 0) AND o.value = (l.value ->> 1)
+                AND o.ord = m.ord AND o.id = m.id
+                AND o.valid_from <= ?5 AND (o.valid_to IS NULL OR o.valid_to > ?5)))";

@@ -1,0 +1,552 @@
+//! Events become rows: outcomes are folded, notifications that were fanned out without SQL are written down.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::fold::{self, Carried, Line, Row, Said};
+use super::plan::{Beginning, NewNotification, insert, insert_definitions};
+use super::tally::Tally;
+use super::waiting::Range;
+use super::{
+    SqliteStore, corrupt, delivery_id, failed, json, millis, notification_id, priority, state,
+    timestamp,
+};
+use crate::id::{DeliveryId, NotificationId};
+use crate::message::{DefinitionHash, Event, Events};
+use crate::store::{Overdue, RecordStore, State, StoreError};
+
+/// Most deliveries of a notification that one transaction deletes.
+const DELETED: i64 = 2_000;
+
+/// Most rows of the smaller tables that one call of `expire` deletes of each.
+const SWEPT: i64 = 10_000;
+
+/// A notification that was fanned out without SQL, on its way into the tables.
+struct Direct {
+    notification: NewNotification,
+    /// Its class, and when it was accepted: its rows are as old.
+    priority: usize,
+    at: i64,
+    /// Delivery, number of the channel, endpoint, locale.
+    deliveries: Vec<(DeliveryId, i64, Arc<str>, Arc<str>)>,
+}
+
+#[async_trait]
+impl RecordStore for SqliteStore {
+    async fn record(&self, channel: &str, events: &[Events]) -> Result<(), StoreError> {
+        let mut definitions: HashMap<DefinitionHash, Bytes> = HashMap::new();
+        let mut directs = Vec::new();
+        for direct in events.iter().flat_map(|events| &events.direct) {
+            let request = &direct.request;
+            if !definitions.contains_key(&request.definition) {
+                match STANDARD.decode(direct.definition.as_bytes()) {
+                    Ok(definition) => {
+                        definitions.insert(Arc::clone(&request.definition), definition.into());
+                    }
+                    Err(error) => tracing::warn!(
+                        channel, notification = %request.id, %error,
+                        "a definition cannot be read: what it said will not be shown"
+                    ),
+                }
+            }
+            let mut deliveries = Vec::with_capacity(direct.deliveries.len());
+            for delivery in &direct.deliveries {
+                deliveries.push((
+                    delivery.id,
+                    self.channel_number(&delivery.channel).await?,
+                    Arc::clone(&delivery.endpoint),
+                    Arc::clone(&delivery.locale),
+                ));
+            }
+            directs.push(Direct {
+                notification: NewNotification::new(request, Beginning::Resolved),
+                priority: request.priority.index(),
+                at: millis(request.accepted_at),
+                deliveries,
+            });
+        }
+        let definitions: Vec<_> = definitions.into_iter().collect();
+        // What the orders are about was changed in the rows before they were published: nothing is left to do for them.
+        let outcomes: Vec<Event> = events
+            .iter()
+            .flat_map(|events| events.outcomes.iter().cloned())
+            .collect();
+        if directs.is_empty() && outcomes.is_empty() {
+            return Ok(());
+        }
+        let orphaned = Arc::clone(&self.orphaned);
+        self.write(move |c| {
+            Box::pin(async move {
+                let mut outcomes = outcomes;
+                if !directs.is_empty() {
+                    insert_definitions(c, &definitions).await?;
+                    let new = insert_directs(c, directs).await?;
+                    if orphaned.load(Ordering::Acquire) {
+                        outcomes.extend(adopt(c, &json(&new)).await?);
+                    }
+                }
+                fold_outcomes(c, &outcomes, &orphaned).await
+            })
+        })
+        .await
+    }
+
+    async fn overdue(
+        &self,
+        channels: &[&str],
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Overdue>, StoreError> {
+        let numbers: Vec<i64> = channels
+            .iter()
+            .filter_map(|name| self.known_channel(name))
+            .collect();
+        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64, i64)> = sqlx::query_as(OVERDUE)
+            .bind(json(&numbers))
+            .bind(millis(before))
+            .bind(limit as i64)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        rows.into_iter()
+            .map(|(id, notification, channel, class, since)| {
+                Ok(Overdue {
+                    id: delivery_id(&id)?,
+                    notification: notification_id(&notification)?,
+                    channel: self.channel_name(channel)?,
+                    priority: priority(class)?,
+                    since: timestamp(since, "deliveries.heard_at")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn redrive(&self, overdue: &[Overdue], now: Timestamp) -> Result<u64, StoreError> {
+        let wanted: Vec<_> = overdue
+            .iter()
+            .map(|overdue| (overdue.id, millis(overdue.since)))
+            .collect();
+        let now = millis(now);
+        self.write(move |c| {
+            Box::pin(async move {
+                let found: Vec<(i64, i64, i64, i64, i64, i64, bool)> = sqlx::query_as(
+                    "SELECT d.row, d.notification, d.state, d.round, d.attempt, d.tried,
+                         n.cancelled_at IS NOT NULL
+                     FROM json_each(?1) AS o CROSS JOIN deliveries AS d ON d.id = unhex(o.value ->> 0)
+                     CROSS JOIN notifications AS n ON n.seq = d.notification
+                     WHERE d.waiting = 0 AND d.ended_at IS NULL AND d.heard_at = (o.value ->> 1)",
+                )
+                .bind(json(&wanted))
+                .fetch_all(&mut *c)
+                .await
+                .map_err(failed)?;
+                let mut tally = Tally::default();
+                let mut changes = Vec::with_capacity(found.len());
+                let mut trail = Vec::with_capacity(found.len());
+                let mut redriven = 0;
+                for (row, seq, from, round, attempt, tried, called_back) in found {
+                    // Nobody is waiting for what was called back: it is not released again.
+                    let (to, waiting) = match (called_back, tried) {
+                        (true, _) => (State::Cancelled, 0),
+                        (false, 0) => (State::Queued, 2),
+                        (false, _) => (State::Retrying, 2),
+                    };
+                    tally.moved(seq, Some(state(from)?), to, 1, now);
+                    changes.push((row, to as u8, waiting, called_back.then_some(now)));
+                    if !called_back {
+                        redriven += 1;
+                        let (round, attempt) = (round as u16, attempt as u16);
+                        trail.push(Line(row, now, round, attempt, "redriven", "{}".to_owned()));
+                    }
+                }
+                if changes.is_empty() {
+                    return Ok(0);
+                }
+                sqlx::query(
+                    "UPDATE deliveries SET state = o.value ->> 1, waiting = o.value ->> 2,
+                         ended_at = o.value ->> 3, due_at = max(due_at, ?2)
+                     FROM json_each(?1) AS o WHERE row = (o.value ->> 0)",
+                )
+                .bind(json(&changes))
+                .bind(now)
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
+                write_trail(c, &trail).await?;
+                tally.apply(c).await?;
+                Ok(redriven)
+            })
+        })
+        .await
+    }
+
+    async fn expire(&self, before: Timestamp, limit: usize) -> Result<u64, StoreError> {
+        let before = millis(before);
+        let ended: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT seq, id FROM notifications WHERE ended_at IS NOT NULL AND ended_at < ?1
+             ORDER BY ended_at LIMIT ?2",
+        )
+        .bind(before)
+        .bind(limit as i64)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let expired = ended.len() as u64;
+        for (seq, id) in ended {
+            let id = notification_id(&id)?;
+            while self.delete_some(seq, &id).await? {}
+        }
+        self.write(move |c| {
+            Box::pin(async move {
+                for statement in OLD {
+                    sqlx::query(statement)
+                        .bind(before)
+                        .bind(SWEPT)
+                        .execute(&mut *c)
+                        .await
+                        .map_err(failed)?;
+                }
+                Ok(())
+            })
+        })
+        .await?;
+        Ok(expired)
+    }
+
+    async fn unended(&self) -> Result<(u64, u64), StoreError> {
+        let (waiting, out): (i64, i64) = sqlx::query_as(UNENDED)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed)?;
+        Ok((waiting as u64, out as u64))
+    }
+}
+
+impl SqliteStore {
+    /// Deletes some of a notification's deliveries, or, when there are none, itself; answers whether there may be more.
+    async fn delete_some(&self, seq: i64, id: &NotificationId) -> Result<bool, StoreError> {
+        let Range(after, upper) = Range::of(id);
+        self.write(move |c| {
+            Box::pin(async move {
+                let rows: Vec<i64> = sqlx::query_scalar(
+                    "SELECT row FROM deliveries WHERE id > unhex(?2) AND id < unhex(?3) AND notification = ?1 LIMIT ?4",
+                )
+                .bind(seq)
+                .bind(after)
+                .bind(upper)
+                .bind(DELETED)
+                .fetch_all(&mut *c)
+                .await
+                .map_err(failed)?;
+                let more = rows.len() as i64 == DELETED;
+                let rows = json(&rows);
+                for statement in [
+                    "DELETE FROM trail WHERE row IN (SELECT value FROM json_each(?1))",
+                    "DELETE FROM carried WHERE row IN (SELECT value FROM json_each(?1))",
+                    "DELETE FROM deliveries WHERE row IN (SELECT value FROM json_each(?1))",
+                ] {
+                    sqlx::query(statement)
+                        .bind(&rows)
+                        .execute(&mut *c)
+                        .await
+                        .map_err(failed)?;
+                }
+                if !more {
+                    for statement in [
+                        "DELETE FROM notification_trail WHERE notification = ?1",
+                        "DELETE FROM requests WHERE notification = ?1",
+                        "DELETE FROM notifications WHERE seq = ?1",
+                    ] {
+                        sqlx::query(statement)
+                            .bind(seq)
+                            .execute(&mut *c)
+                            .await
+                            .map_err(failed)?;
+                    }
+                }
+                Ok(more)
+            })
+        })
+        .await
+    }
+}
+
+/// Writes notifications down with the deliveries that are out already; answers the ids of all of those.
+async fn insert_directs(
+    connection: &mut SqliteConnection,
+    directs: Vec<Direct>,
+) -> Result<Vec<DeliveryId>, StoreError> {
+    let mut notifications = Vec::with_capacity(directs.len());
+    let mut rows = Vec::with_capacity(directs.len());
+    for direct in directs {
+        notifications.push(direct.notification);
+        rows.push((direct.priority, direct.at, direct.deliveries));
+    }
+    let planned = insert(connection, notifications).await?;
+    let mut ids = Vec::new();
+    let mut values = Vec::new();
+    for ((_, seq), (class, at, deliveries)) in planned.iter().zip(rows) {
+        for (id, channel, endpoint, locale) in deliveries {
+            ids.push(id);
+            values.push((id, *seq, channel, class, endpoint, locale, at));
+        }
+    }
+    let written: Vec<(i64, i64)> = sqlx::query_as(
+        "INSERT INTO deliveries (id, notification, channel, priority, state, waiting, recipient, endpoint,
+             locale, created_at, due_at, released_at, heard_at)
+         SELECT unhex(d.value ->> 0), d.value ->> 1, d.value ->> 2, d.value ->> 3, 2, 0, '', d.value ->> 4,
+             d.value ->> 5, d.value ->> 6, d.value ->> 6, d.value ->> 6, d.value ->> 6
+         FROM json_each(?1) AS d WHERE true ON CONFLICT (id) DO NOTHING RETURNING notification, created_at",
+    )
+    .bind(json(&values))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(failed)?;
+    let mut tally = Tally::default();
+    for (seq, at) in written {
+        tally.moved(seq, None, State::Sending, 1, at);
+    }
+    tally.apply(connection).await?;
+    Ok(ids)
+}
+
+/// Takes the outcomes that waited for these deliveries (a JSON array of ids) to have rows.
+pub(super) async fn adopt(
+    connection: &mut SqliteConnection,
+    ids: &str,
+) -> Result<Vec<Event>, StoreError> {
+    let events: Vec<Vec<u8>> = sqlx::query_scalar(
+        "DELETE FROM orphans WHERE delivery IN (SELECT unhex(value) FROM json_each(?1)) RETURNING event",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await
+    .map_err(failed)?;
+    events
+        .iter()
+        .map(|text| serde_json::from_slice(text).map_err(|error| corrupt("orphans.event", &error)))
+        .collect()
+}
+
+/// A row as it was and as it becomes.
+struct Change {
+    was: Row,
+    is: Row,
+    carried: Carried,
+}
+
+/// Folds outcomes into their rows; those without a row are kept until it appears.
+pub(super) async fn fold_outcomes(
+    connection: &mut SqliteConnection,
+    outcomes: &[Event],
+    orphaned: &AtomicBool,
+) -> Result<(), StoreError> {
+    if outcomes.is_empty() {
+        return Ok(());
+    }
+    let mut changes = read_rows(connection, outcomes).await?;
+    let mut trail = Vec::new();
+    let mut orphans = Vec::new();
+    for event in outcomes {
+        match changes.get_mut(&event.delivery) {
+            Some(change) => fold::fold(&mut change.is, &mut change.carried, event, &mut trail),
+            None => orphans.push((
+                event.delivery,
+                millis(event.at),
+                event.round,
+                event.attempt,
+                fold::name(&event.step),
+                json(event),
+            )),
+        }
+    }
+    if !orphans.is_empty() {
+        orphaned.store(true, Ordering::Release);
+        sqlx::query(
+            "INSERT INTO orphans (delivery, at, round, attempt, step, event)
+             SELECT unhex(o.value ->> 0), o.value ->> 1, o.value ->> 2, o.value ->> 3, o.value ->> 4,
+                 CAST(o.value ->> 5 AS BLOB)
+             FROM json_each(?1) AS o WHERE true ON CONFLICT DO NOTHING",
+        )
+        .bind(json(&orphans))
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    }
+    write_rows(connection, changes).await?;
+    write_trail(connection, &trail).await
+}
+
+async fn read_rows(
+    connection: &mut SqliteConnection,
+    outcomes: &[Event],
+) -> Result<HashMap<DeliveryId, Change>, StoreError> {
+    let ids: Vec<DeliveryId> = outcomes.iter().map(|event| event.delivery).collect();
+    let rows = sqlx::query(FOLDED)
+        .bind(json(&ids))
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    let mut changes = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let (id, was) = read_row(&row)?;
+        changes.entry(id).or_insert_with(|| Change {
+            is: was.clone(),
+            was,
+            carried: Carried::Kept,
+        });
+    }
+    Ok(changes)
+}
+
+fn read_row(row: &SqliteRow) -> Result<(DeliveryId, Row), StoreError> {
+    let number = |index: usize| row.try_get::<i64, _>(index).map_err(failed);
+    let optional = |index: usize| row.try_get::<Option<i64>, _>(index).map_err(failed);
+    let text = |index: usize| row.try_get::<Option<String>, _>(index).map_err(failed);
+    let id = delivery_id(row.try_get(0).map_err(failed)?)?;
+    let row = Row {
+        row: number(1)?,
+        seq: number(2)?,
+        called_back: number(3)? != 0,
+        state: state(number(4)?)?,
+        waiting: number(5)? as u8,
+        dead: number(6)? != 0,
+        round: number(7)? as u16,
+        attempt: number(8)? as u16,
+        tried: number(9)? as u16,
+        due_at: number(10)?,
+        heard_at: number(11)?,
+        ended_at: optional(12)?,
+        said: Said {
+            provider: text(13)?,
+            provider_id: text(14)?,
+            milliseconds: optional(15)?,
+            reason: text(16)?,
+            error: text(17)?,
+        },
+    };
+    Ok((id, row))
+}
+
+async fn write_rows(
+    connection: &mut SqliteConnection,
+    changes: HashMap<DeliveryId, Change>,
+) -> Result<(), StoreError> {
+    let mut tally = Tally::default();
+    let mut rows = Vec::with_capacity(changes.len());
+    let mut dropped = Vec::new();
+    for Change { was, is, carried } in changes.values() {
+        match carried {
+            Carried::Kept => {}
+            Carried::Dropped => dropped.push(is.row),
+            Carried::Put(delivery) => {
+                sqlx::query(
+                    "INSERT INTO carried (row, delivery) VALUES (?1, ?2)
+                     ON CONFLICT DO UPDATE SET delivery = excluded.delivery",
+                )
+                .bind(is.row)
+                .bind(delivery.clone())
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+            }
+        }
+        if was == is {
+            continue;
+        }
+        if was.state != is.state {
+            let at = is.ended_at.unwrap_or(is.heard_at);
+            tally.moved(is.seq, Some(was.state), is.state, 1, at);
+        }
+        let said = &is.said;
+        rows.push(serde_json::json!([
+            is.row,
+            is.state as u8,
+            is.waiting,
+            u8::from(is.dead),
+            is.round,
+            is.attempt,
+            is.tried,
+            is.due_at,
+            is.heard_at,
+            is.ended_at,
+            said.provider,
+            said.provider_id,
+            said.milliseconds,
+            said.reason,
+            said.error,
+        ]));
+    }
+    if !dropped.is_empty() {
+        sqlx::query("DELETE FROM carried WHERE row IN (SELECT value FROM json_each(?1))")
+            .bind(json(&dropped))
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+    }
+    if !rows.is_empty() {
+        sqlx::query(FOLD)
+            .bind(json(&rows))
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+    }
+    tally.apply(connection).await
+}
+
+async fn write_trail(connection: &mut SqliteConnection, trail: &[Line]) -> Result<(), StoreError> {
+    if trail.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO trail (row, at, round, attempt, step, detail)
+         SELECT l.value ->> 0, l.value ->> 1, l.value ->> 2, l.value ->> 3, l.value ->> 4, l.value ->> 5
+         FROM json_each(?1) AS l WHERE true ON CONFLICT DO NOTHING",
+    )
+    .bind(json(trail))
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
+pub(super) const FOLDED: &str = "SELECT d.id, d.row, d.notification, n.cancelled_at IS NOT NULL, d.state, d.waiting,
+        d.dead, d.round, d.attempt, d.tried, d.due_at, coalesce(d.heard_at, 0), d.ended_at, d.provider,
+        d.provider_id, d.milliseconds, d.reason, d.error
+    FROM json_each(?1) AS j CROSS JOIN deliveries AS d ON d.id = unhex(j.value)
+    CROSS JOIN notifications AS n ON n.seq = d.notification";
+
+pub(super) const FOLD: &str = "UPDATE deliveries SET state = f.value ->> 1, waiting = f.value ->> 2, dead = f.value ->> 3,
+        round = f.value ->> 4, attempt = f.value ->> 5, tried = f.value ->> 6, due_at = f.value ->> 7,
+        heard_at = f.value ->> 8, ended_at = f.value ->> 9, provider = f.value ->> 10,
+        provider_id = f.value ->> 11, milliseconds = f.value ->> 12, reason = f.value ->> 13, error = f.value ->> 14
+    FROM json_each(?1) AS f WHERE row = (f.value ->> 0)";
+
+pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.channel, d.priority, d.heard_at FROM json_each(?1) AS c
+    CROSS JOIN deliveries AS d ON d.channel = c.value AND d.heard_at < ?2 AND d.waiting = 0 AND d.ended_at IS NULL
+    CROSS JOIN notifications AS n ON n.seq = d.notification
+    LIMIT ?3";
+
+pub(super) const UNENDED: &str = "SELECT (SELECT count(*) FROM deliveries WHERE waiting = 1)
+        + (SELECT count(*) FROM deliveries WHERE waiting = 2),
+    (SELECT count(*) FROM deliveries WHERE waiting = 0 AND ended_at IS NULL)";
+
+/// What is deleted by age alone, at most `?2` of each at a time.
+const OLD: [&str; 4] = [
+    "DELETE FROM orphans WHERE rowid IN (SELECT rowid FROM orphans WHERE at < ?1 LIMIT ?2)",
+    "DELETE FROM claims WHERE (namespace, template, key) IN (
+         SELECT namespace, template, key FROM claims WHERE until < ?1 LIMIT ?2)",
+    "DELETE FROM recipient_labels WHERE (namespace, key, value, ord, id, valid_from) IN (
+         SELECT namespace, key, value, ord, id, valid_from FROM recipient_labels WHERE valid_to < ?1 LIMIT ?2)",
+    "DELETE FROM members WHERE (group_id, ord, id, valid_from) IN (
+         SELECT group_id, ord, id, valid_from FROM members WHERE valid_to < ?1 LIMIT ?2)",
+];

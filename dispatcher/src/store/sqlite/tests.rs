@@ -1,0 +1,26 @@
+use super::*;
+use crate::store::contract::store_contract;
+
+/// A store in a folder of its own.
+struct Opened {
+    store: SqliteStore,
+    /// Deleted with it.
+    _folder: tempfile::TempDir,
+}
+
+async fn open() -> Opened {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        synchronous: false,
+        ..Options::default()
+    };
+    let store = SqliteStore::open(&folder.path().join("store.db"), options)
+        .await
+        .unwrap();
+    Opened {
+        store,
+        _folder: folder,
+    }
+}
+
+store_contract!(open);

@@ -1,0 +1,639 @@
+//! The waiting room: what is due, whose turn it is, what is called back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use herald_crds::Priority;
+use jiff::Timestamp;
+
+use super::tally::Tally;
+use super::{
+    SqliteStore, delivery_id, failed, json, millis, notification_id, priority, state, timestamp,
+};
+use crate::id::NotificationId;
+use crate::store::{Backlog, Recalled, State, StoreError, Turn, Waiting, WaitingStore};
+
+/// Most rows that one transaction changes when a whole notification is cancelled or given another class.
+const SWEEP: i64 = 2_000;
+
+/// Which of a notification's rows a sweep is about, and what it does to them.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    /// Those that wait become cancelled.
+    Cancel,
+    /// Those that have not ended get this class.
+    Prioritize(Priority),
+}
+
+#[async_trait]
+impl WaitingStore for SqliteStore {
+    async fn ripen(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
+        let now = millis(now);
+        let ripe: Vec<i64> = sqlx::query_scalar(RIPE)
+            .bind(now)
+            .bind(limit as i64)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        if ripe.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ripe = json(&ripe);
+        let concerned: Vec<(i64, i64)> = self
+            .write(move |c| {
+                Box::pin(async move {
+                    let groups: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+                        "SELECT channel, priority, notification, state, count(*) FROM deliveries
+                         WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 1
+                         GROUP BY channel, priority, notification, state",
+                    )
+                    .bind(&ripe)
+                    .fetch_all(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                    sqlx::query(
+                        "UPDATE deliveries SET waiting = 2, state = CASE state WHEN 0 THEN 1 ELSE state END
+                         WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 1",
+                    )
+                    .bind(ripe)
+                    .execute(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                    let mut tally = Tally::default();
+                    let mut concerned = Vec::new();
+                    for (channel, priority, seq, from, n) in groups {
+                        let from = state(from)?;
+                        if from == State::Scheduled {
+                            tally.moved(seq, Some(from), State::Queued, n, now);
+                        }
+                        if concerned.last() != Some(&(channel, priority)) {
+                            concerned.push((channel, priority));
+                        }
+                    }
+                    tally.apply(c).await?;
+                    Ok(concerned)
+                })
+            })
+            .await?;
+        self.named(concerned)
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        let due: Option<i64> = sqlx::query_scalar(NEXT_DUE)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed)?;
+        due.map(|due| timestamp(due, "deliveries.due_at"))
+            .transpose()
+    }
+
+    async fn ready(&self) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
+        let ready: Vec<(i64, i64)> = sqlx::query_as(READY)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        self.named(ready)
+    }
+
+    async fn chunk(
+        &self,
+        channel: &str,
+        priority: Priority,
+        turn: Turn,
+        limit: usize,
+    ) -> Result<(Vec<Waiting>, Turn), StoreError> {
+        let Some(channel) = self.known_channel(channel) else {
+            return Ok((Vec::new(), turn));
+        };
+        let mut last = turn;
+        let mut waiting = Vec::with_capacity(limit);
+        // After this turn, then, once around, up to and including it.
+        for statement in [CHUNK_AFTER, CHUNK_UP_TO] {
+            if waiting.len() == limit {
+                break;
+            }
+            let rows: Vec<ChunkRow> = sqlx::query_as(statement)
+                .bind(channel)
+                .bind(priority.index() as i64)
+                .bind(turn.0)
+                .bind((limit - waiting.len()) as i64)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            if let Some(row) = rows.last() {
+                last = Turn(row.2);
+            }
+            for row in rows {
+                waiting.push(row_that_waits(row)?);
+            }
+        }
+        Ok((waiting, last))
+    }
+
+    async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows = json(rows);
+        let now = millis(now);
+        self.write(move |c| {
+            Box::pin(async move {
+                let groups: Vec<(i64, i64)> = sqlx::query_as(RELEASED_GROUPS)
+                    .bind(&rows)
+                    .fetch_all(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                sqlx::query(RELEASED)
+                    .bind(rows)
+                    .bind(now)
+                    .execute(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                let mut tally = Tally::default();
+                for (seq, n) in groups {
+                    tally.moved(seq, Some(State::Queued), State::Sending, n, now);
+                }
+                tally.apply(c).await
+            })
+        })
+        .await
+    }
+
+    async fn cancel(
+        &self,
+        notification: &NotificationId,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError> {
+        let open: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT seq, id FROM notifications WHERE id = ?1 AND ended_at IS NULL")
+                .bind(notification.as_bytes().as_slice())
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+        self.cancel_all(&open, millis(now)).await
+    }
+
+    async fn cancel_template(
+        &self,
+        namespace: &str,
+        template: &str,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError> {
+        let mut recalled = Recalled::default();
+        let mut after = 0;
+        loop {
+            let open: Vec<(i64, Vec<u8>)> = sqlx::query_as(OPEN_OF_TEMPLATE)
+                .bind(namespace.to_owned())
+                .bind(template.to_owned())
+                .bind(after)
+                .bind(SWEEP)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            let Some((last, _)) = open.last() else {
+                return Ok(recalled);
+            };
+            after = *last;
+            let some = self.cancel_all(&open, millis(now)).await?;
+            recalled.waiting += some.waiting;
+            recalled.out += some.out;
+            recalled.out_by_channel.extend(some.out_by_channel);
+        }
+    }
+
+    async fn prioritize(
+        &self,
+        notification: &NotificationId,
+        priority: Priority,
+        now: Timestamp,
+    ) -> Result<Recalled, StoreError> {
+        let id = *notification;
+        let now = millis(now);
+        let found: Option<(i64,)> = self
+            .write(move |c| {
+                Box::pin(async move {
+                    let found: Option<(i64,)> = sqlx::query_as(
+                        "UPDATE notifications SET priority = ?2
+                         WHERE id = ?1 AND ended_at IS NULL RETURNING seq",
+                    )
+                    .bind(id.as_bytes().as_slice())
+                    .bind(priority.index() as i64)
+                    .fetch_optional(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                    if let Some((seq,)) = found {
+                        let detail = json(&serde_json::json!({ "priority": priority }));
+                        note(c, &json(&[seq]), now, "prioritized", detail).await?;
+                    }
+                    Ok(found)
+                })
+            })
+            .await?;
+        match found {
+            Some((seq,)) => {
+                self.sweep(&[(seq, id)], Order::Prioritize(priority), now)
+                    .await
+            }
+            None => Ok(Recalled::default()),
+        }
+    }
+
+    async fn end_channel(
+        &self,
+        channel: &str,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let Some(channel) = self.known_channel(channel) else {
+            return Ok(0);
+        };
+        let now = millis(now);
+        let limit = limit as i64;
+        self.write(move |c| {
+            Box::pin(async move {
+                let rows: Vec<(i64, i64, i64)> = sqlx::query_as(OF_CHANNEL)
+                    .bind(channel)
+                    .bind(limit)
+                    .fetch_all(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                let mut tally = Tally::default();
+                let mut numbers = Vec::with_capacity(rows.len());
+                for (row, seq, from) in rows {
+                    tally.moved(seq, Some(state(from)?), State::Failed, 1, now);
+                    numbers.push(row);
+                }
+                if numbers.is_empty() {
+                    return Ok(0);
+                }
+                sqlx::query(
+                    "UPDATE deliveries SET state = 7, waiting = 0, dead = 1, ended_at = ?2,
+                         reason = 'channel-deleted', error = NULL
+                     WHERE row IN (SELECT value FROM json_each(?1))",
+                )
+                .bind(json(&numbers))
+                .bind(now)
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
+                tally.apply(c).await?;
+                Ok(numbers.len() as u64)
+            })
+        })
+        .await
+    }
+
+    async fn backlog(&self, channel: &str) -> Result<[Backlog; Priority::COUNT], StoreError> {
+        let mut backlog = [Backlog::default(); Priority::COUNT];
+        let Some(channel) = self.known_channel(channel) else {
+            return Ok(backlog);
+        };
+        let due: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT priority, count(*), min(due_at) FROM deliveries
+             WHERE waiting = 2 AND channel = ?1 GROUP BY priority",
+        )
+        .bind(channel)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        for (class, count, oldest) in due {
+            let of = &mut backlog[priority(class)?.index()];
+            of.due = count as u64;
+            of.oldest = Some(timestamp(oldest, "deliveries.due_at")?);
+        }
+        let scheduled: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT priority, count(*) FROM deliveries
+             WHERE waiting = 1 AND channel = ?1 GROUP BY priority",
+        )
+        .bind(channel)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        for (class, count) in scheduled {
+            backlog[priority(class)?.index()].scheduled = count as u64;
+        }
+        Ok(backlog)
+    }
+}
+
+impl SqliteStore {
+    fn named(&self, numbers: Vec<(i64, i64)>) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
+        numbers
+            .into_iter()
+            .map(|(channel, class)| Ok((self.channel_name(channel)?, priority(class)?)))
+            .collect()
+    }
+
+    /// Cancels notifications, given by number and id: first that they are resolved no further, then what waits of them.
+    async fn cancel_all(
+        &self,
+        notifications: &[(i64, Vec<u8>)],
+        now: i64,
+    ) -> Result<Recalled, StoreError> {
+        if notifications.is_empty() {
+            return Ok(Recalled::default());
+        }
+        let of: Vec<(i64, NotificationId)> = notifications
+            .iter()
+            .map(|(seq, id)| Ok((*seq, notification_id(id)?)))
+            .collect::<Result<_, StoreError>>()?;
+        let seqs: Vec<i64> = of.iter().map(|(seq, _)| *seq).collect();
+        let numbers = json(&seqs);
+        self.write(move |c| {
+            Box::pin(async move {
+                note(c, &numbers, now, "cancelled", "{}".to_owned()).await?;
+                sqlx::query(
+                    "UPDATE notifications SET cancelled_at = coalesce(cancelled_at, ?2), pending = 0,
+                         held_recipients = NULL, held_allowed = NULL
+                     WHERE seq IN (SELECT value FROM json_each(?1))",
+                )
+                .bind(numbers)
+                .bind(now)
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(())
+            })
+        })
+        .await?;
+        let recalled = self.sweep(&of, Order::Cancel, now).await?;
+        // Those that have no rows, or only ended ones, end with this.
+        self.write(move |c| {
+            Box::pin(async move {
+                let mut tally = Tally::default();
+                for seq in seqs {
+                    tally.settled(seq, now);
+                }
+                tally.apply(c).await
+            })
+        })
+        .await?;
+        Ok(recalled)
+    }
+
+    /// Carries an order out on the rows of notifications (number and id), some rows at a time, so that no other writer
+    /// waits for a million.
+    ///
+    /// Rows that a reader finds are looked at again by the writer. Whoever is interrupted repeats the order.
+    async fn sweep(
+        &self,
+        notifications: &[(i64, NotificationId)],
+        order: Order,
+        now: i64,
+    ) -> Result<Recalled, StoreError> {
+        let mut ranges: Vec<(i64, Range)> = notifications
+            .iter()
+            .map(|(seq, id)| (*seq, Range::of(id)))
+            .collect();
+        let mut recalled = Recalled::default();
+        let mut out: HashSet<(usize, i64)> = HashSet::new();
+        let mut first = 0;
+        loop {
+            let found: Vec<(i64, i64, Vec<u8>, i64, i64)> = sqlx::query_as(OF_NOTIFICATIONS)
+                .bind(json(&ranges[first..]))
+                .bind(SWEEP)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            let Some((place, _, id, _, _)) = found.last() else {
+                break;
+            };
+            let next = first + *place as usize;
+            ranges[next].1.0 = hex(id);
+            let mut rows = Vec::with_capacity(found.len());
+            for (place, row, _, waiting, channel) in found {
+                let waits = waiting > 0;
+                if waits || matches!(order, Order::Prioritize(_)) {
+                    rows.push(row);
+                }
+                if waits {
+                    recalled.waiting += 1;
+                } else {
+                    recalled.out += 1;
+                    out.insert((first + place as usize, channel));
+                }
+            }
+            first = next;
+            if !rows.is_empty() {
+                self.carry_out(order, rows, now).await?;
+            }
+        }
+        for (place, channel) in out {
+            recalled
+                .out_by_channel
+                .push((self.channel_name(channel)?, notifications[place].1));
+        }
+        Ok(recalled)
+    }
+
+    async fn carry_out(&self, order: Order, rows: Vec<i64>, now: i64) -> Result<(), StoreError> {
+        let rows = json(&rows);
+        self.write(move |c| {
+            Box::pin(async move {
+                match order {
+                    Order::Prioritize(priority) => {
+                        sqlx::query(
+                            "UPDATE deliveries SET priority = ?2
+                             WHERE row IN (SELECT value FROM json_each(?1)) AND ended_at IS NULL",
+                        )
+                        .bind(rows)
+                        .bind(priority.index() as i64)
+                        .execute(c)
+                        .await
+                        .map_err(failed)?;
+                    }
+                    Order::Cancel => {
+                        let groups: Vec<(i64, i64, i64)> = sqlx::query_as(
+                            "SELECT notification, state, count(*) FROM deliveries
+                             WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0
+                             GROUP BY notification, state",
+                        )
+                        .bind(&rows)
+                        .fetch_all(&mut *c)
+                        .await
+                        .map_err(failed)?;
+                        let mut tally = Tally::default();
+                        for (seq, from, n) in groups {
+                            tally.moved(seq, Some(state(from)?), State::Cancelled, n, now);
+                        }
+                        for statement in [
+                            "DELETE FROM carried WHERE row IN (
+                                 SELECT row FROM deliveries
+                                 WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0)",
+                            "UPDATE deliveries SET state = 5, waiting = 0, ended_at = ?2
+                             WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0",
+                        ] {
+                            sqlx::query(statement)
+                                .bind(&rows)
+                                .bind(now)
+                                .execute(&mut *c)
+                                .await
+                                .map_err(failed)?;
+                        }
+                        tally.apply(c).await?;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+}
+
+/// Notes in the trail of notifications (a JSON array of their numbers) what happened to them as a whole. What was
+/// cancelled already is not cancelled again.
+async fn note(
+    connection: &mut sqlx::SqliteConnection,
+    seqs: &str,
+    at: i64,
+    step: &'static str,
+    detail: String,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO notification_trail (notification, at, step, detail)
+         SELECT seq, ?2, ?3, ?4 FROM notifications
+         WHERE seq IN (SELECT value FROM json_each(?1)) AND NOT (?3 = 'cancelled' AND cancelled_at IS NOT NULL)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(seqs)
+    .bind(at)
+    .bind(step)
+    .bind(detail)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
+/// Between which ids, in hexadecimal, a notification's deliveries are: greater than the first, less than the second.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Range(pub String, pub String);
+
+impl Range {
+    pub(super) fn of(id: &NotificationId) -> Self {
+        let start = hex(&id.as_bytes()[..4]);
+        // One byte more than an id has, so that it is greater than the greatest.
+        let end = format!("{start}{}", "ff".repeat(9));
+        Self(start, end)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// Row, id, notification's number and id, recipient, endpoint, locale, due, round, attempt, tried, the delivery carried.
+type ChunkRow = (
+    i64,
+    Vec<u8>,
+    i64,
+    Vec<u8>,
+    String,
+    String,
+    String,
+    i64,
+    i64,
+    i64,
+    i64,
+    Option<Vec<u8>>,
+);
+
+fn row_that_waits(row: ChunkRow) -> Result<Waiting, StoreError> {
+    let (
+        row,
+        id,
+        _,
+        notification,
+        recipient,
+        endpoint,
+        locale,
+        due,
+        round,
+        attempt,
+        tried,
+        carried,
+    ) = row;
+    Ok(Waiting {
+        row,
+        id: delivery_id(&id)?,
+        notification: notification_id(&notification)?,
+        recipient: Arc::from(recipient),
+        endpoint: Arc::from(endpoint),
+        locale: Arc::from(locale),
+        due: timestamp(due, "deliveries.due_at")?,
+        round: round as u16,
+        attempt: attempt as u16,
+        tried: tried as u16,
+        delivery: carried
+            .map(|text| serde_json::from_slice(&text).map(Box::new))
+            .transpose()
+            .map_err(|error| super::corrupt("carried.delivery", &error))?,
+    })
+}
+
+macro_rules! chunk {
+    ($which:literal) => {
+        concat!(
+            "SELECT d.row, d.id, d.notification, n.id, d.recipient, d.endpoint, d.locale, d.due_at, d.round,
+                 d.attempt, d.tried, c.delivery
+             FROM deliveries AS d CROSS JOIN notifications AS n ON n.seq = d.notification
+             LEFT JOIN carried AS c ON c.row = d.row
+             WHERE d.waiting = 2 AND d.channel = ?1 AND d.priority = ?2 AND d.notification ",
+            $which,
+            " ?3 ORDER BY d.notification, d.due_at, d.row LIMIT ?4"
+        )
+    };
+}
+
+pub(super) const CHUNK_AFTER: &str = chunk!(">");
+pub(super) const CHUNK_UP_TO: &str = chunk!("<=");
+
+pub(super) const RELEASED_GROUPS: &str = "SELECT d.notification, count(*) FROM json_each(?1) AS r
+    CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0)
+    WHERE d.waiting = 2 AND d.round = (r.value ->> 1) AND d.attempt = (r.value ->> 2) AND d.state = 1
+    GROUP BY d.notification";
+
+pub(super) const RELEASED: &str = "UPDATE deliveries SET waiting = 0, state = CASE state WHEN 1 THEN 2 ELSE state END,
+        released_at = ?2, heard_at = max(coalesce(heard_at, 0), ?2)
+    FROM json_each(?1) AS r
+    WHERE row = (r.value ->> 0) AND waiting = 2 AND round = (r.value ->> 1) AND attempt = (r.value ->> 2)";
+
+pub(super) const RIPE: &str = "SELECT d.row FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c
+    CROSS JOIN deliveries AS d ON d.waiting = 1 AND d.channel = c.id AND d.priority = p.value AND d.due_at <= ?1
+    LIMIT ?2";
+
+pub(super) const NEXT_DUE: &str = "SELECT min((SELECT min(d.due_at) FROM deliveries AS d
+        WHERE d.waiting = 1 AND d.channel = c.id AND d.priority = p.value))
+    FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c";
+
+pub(super) const READY: &str =
+    "SELECT c.id, p.value FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c
+    WHERE EXISTS (SELECT 1 FROM deliveries AS d
+        WHERE d.waiting = 2 AND d.channel = c.id AND d.priority = p.value)";
+
+/// In the order of the notifications given, and of ids within each: that is how the loops run, and sorting a million rows
+/// for each page of them is out of the question.
+pub(super) const OF_NOTIFICATIONS: &str = "SELECT n.key, d.row, d.id, d.waiting, d.channel FROM json_each(?1) AS n
+    CROSS JOIN deliveries AS d ON d.id > unhex(n.value ->> '$[1][0]') AND d.id < unhex(n.value ->> '$[1][1]')
+    WHERE d.notification = (n.value ->> 0) AND d.ended_at IS NULL LIMIT ?2";
+
+pub(super) const OPEN_OF_TEMPLATE: &str = "SELECT seq, id FROM notifications
+    WHERE namespace = ?1 AND template = ?2 AND ended_at IS NULL AND seq > ?3 ORDER BY seq LIMIT ?4";
+
+pub(super) const OF_CHANNEL: &str = "SELECT row, notification, state FROM (
+        SELECT row, notification, state FROM deliveries WHERE waiting = 2 AND channel = ?1
+        UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 1 AND channel = ?1
+        UNION ALL SELECT row, notification, state FROM deliveries
+            WHERE waiting = 0 AND ended_at IS NULL AND channel = ?1)
+    LIMIT ?2";
