@@ -1,3 +1,4 @@
 //! What every store promises, as tests that each one runs: a function for each promise, given an empty store.
 
 pub mod people;
+pub mod stages;

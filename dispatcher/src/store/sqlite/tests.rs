@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::contract::store_contract;
+use crate::store::contract::stages::store_contract;
 
 /// A store in a folder of its own.
 struct Opened {

@@ -164,6 +164,43 @@ impl WaitingStore for SqliteStore {
         .await
     }
 
+    async fn postpone(&self, rows: &[i64], due: Timestamp) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows = json(rows);
+        let due = millis(due);
+        self.write(move |c| {
+            Box::pin(async move {
+                let groups: Vec<(i64, i64)> = sqlx::query_as(
+                    "SELECT notification, count(*) FROM deliveries
+                     WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2 AND state = 1
+                     GROUP BY notification",
+                )
+                .bind(&rows)
+                .fetch_all(&mut *c)
+                .await
+                .map_err(failed)?;
+                sqlx::query(
+                    "UPDATE deliveries SET waiting = 1, state = CASE state WHEN 1 THEN 0 ELSE state END,
+                         due_at = max(due_at, ?2)
+                     WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2",
+                )
+                .bind(rows)
+                .bind(due)
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
+                let mut tally = Tally::default();
+                for (seq, n) in groups {
+                    tally.moved(seq, Some(State::Queued), State::Scheduled, n, due);
+                }
+                tally.apply(c).await
+            })
+        })
+        .await
+    }
+
     async fn cancel(
         &self,
         notification: &NotificationId,

@@ -13,10 +13,12 @@ use herald_crds::render::Rendered;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::{Cursor, NewDelivery, PlanStore, Planned, RecordStore, Turn, Waiting, WaitingStore};
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::{
     Delivery, Direct, DirectDelivery, Event, Events, Failure, Request, Step, Suppression, To,
+};
+use crate::store::{
+    Cursor, NewDelivery, PlanStore, Planned, RecordStore, Turn, Waiting, WaitingStore,
 };
 
 /// What the contract is about.
@@ -27,7 +29,7 @@ impl<T: PlanStore + WaitingStore + RecordStore> Stages for T {}
 /// Makes the contract's tests for one database.
 macro_rules! store_contract {
     ($open:path) => {
-        $crate::store::contract::store_contract!(@tests $open:
+        $crate::store::contract::stages::store_contract!(@tests $open:
             a_notification_is_written_once_and_another_body_under_its_id_is_a_conflict,
             repeats_within_one_call_are_told_from_their_first,
             definitions_are_kept_by_hash,
@@ -43,6 +45,7 @@ macro_rules! store_contract {
             a_chunk_is_the_notification_whose_turn_it_is_by_due_time,
             small_notifications_fill_a_chunk_together_and_turns_go_round,
             a_released_row_is_out_and_a_row_that_has_changed_is_left_alone,
+            what_is_postponed_waits_until_then,
             a_row_without_a_channel_ends_as_it_is_written,
             cancelling_ends_what_waits_and_names_the_channels_of_what_is_out,
             what_comes_back_of_a_cancelled_notification_ends,
@@ -69,7 +72,7 @@ macro_rules! store_contract {
             #[tokio::test]
             async fn $name() {
                 let opened = $open().await;
-                $crate::store::contract::$name(&opened.store).await;
+                $crate::store::contract::stages::$name(&opened.store).await;
             }
         )*
     };
@@ -612,6 +615,29 @@ pub(crate) async fn a_released_row_is_out_and_a_row_that_has_changed_is_left_alo
     assert_eq!(left.iter().map(|w| w.id).collect::<Vec<_>>(), [second.id]);
 }
 
+pub(crate) async fn what_is_postponed_waits_until_then(store: &impl Stages) {
+    let request = request("1");
+    planned(store, &request, &rows(&request.id, 3)).await;
+    let out = release(store, 1, at(0)).await;
+    let (chunk, _) = store
+        .chunk(MAIL, Priority::Normal, Turn::default(), 1)
+        .await
+        .unwrap();
+    // The one that is out is no longer there to be put off.
+    store
+        .postpone(&[out[0].row, chunk[0].row], at(5_000))
+        .await
+        .unwrap();
+    assert_eq!(waiting_and_out(store).await, (2, 1));
+    assert_eq!(store.next_due().await.unwrap(), Some(at(5_000)));
+    let now = release(store, 10, at(0)).await;
+    assert_eq!(now.len(), 1);
+    assert_ne!(now[0].id, chunk[0].id);
+    store.ripen(at(5_000), 10).await.unwrap();
+    let later = release(store, 10, at(5_000)).await;
+    assert_eq!((later[0].id, later[0].attempt), (chunk[0].id, 1));
+}
+
 pub(crate) async fn a_row_without_a_channel_ends_as_it_is_written(store: &impl Stages) {
     let request = request("1");
     let nowhere = NewDelivery {
@@ -643,7 +669,7 @@ pub(crate) async fn cancelling_ends_what_waits_and_names_the_channels_of_what_is
     let unknown = NotificationId::from_key("shop", "orders", "unknown");
     assert_eq!(store.cancel(&unknown, at(30)).await.unwrap().waiting, 0);
 
-    let unresolved = crate::store::contract::request("2");
+    let unresolved = super::stages::request("2");
     store
         .insert_notifications(&[], &[Arc::new(unresolved.clone())])
         .await
