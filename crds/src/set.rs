@@ -1,12 +1,15 @@
 //! All resources together, and what is wrong between them.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::render::Compiled;
 use crate::validate::Problem;
 use crate::{
-    Address, Channel, Kind, NotificationTemplate, RecipientGroup, Resource, Route, Schedule, Who,
+    Address, Channel, Definition, Kind, NotificationTemplate, RecipientGroup, Resource, Route,
+    Schedule, Who,
 };
 
 /// A resource's namespace and name.
@@ -216,6 +219,9 @@ impl ResourceSet {
             );
             found("/spec/template".to_owned(), message);
         }
+        for problem in self.refused_parameters(own, schedule) {
+            found(format!("/spec/parameters{}", problem.path), problem.message);
+        }
         for (index, recipient) in spec.recipients.iter().enumerate() {
             let at = format!("/spec/recipients/{index}");
             match recipient.who() {
@@ -235,6 +241,22 @@ impl ResourceSet {
                 _ => {}
             }
         }
+    }
+
+    /// What a schedule's template refuses in its parameters; nothing if there is no template that compiles.
+    fn refused_parameters(&self, (namespace, _): &Key, schedule: &Schedule) -> Vec<Problem> {
+        let template = &schedule.spec.template;
+        let Some(Ok(definition)) = Definition::of(self, namespace, template) else {
+            return Vec::new();
+        };
+        let Ok(compiled) = Compiled::without_samples(Arc::new(definition)) else {
+            return Vec::new();
+        };
+        let parameters = schedule.spec.parameters.clone().unwrap_or_default();
+        compiled
+            .check_parameters(&parameters.into())
+            .err()
+            .unwrap_or_default()
     }
 
     /// Whether any channel of a template has an endpoint for an address. Unknown channels have the benefit of the doubt.
@@ -430,6 +452,40 @@ mod tests {
                 "shop/code /spec/routing/channels/0: Channel shop/mail is for email, and content has no email block",
                 "shop/weekly /spec/recipients/0/address: none of the channels of template code can reach this address",
             ]
+        );
+    }
+
+    #[test]
+    fn a_schedule_whose_parameters_its_template_refuses_is_told() {
+        let mut set = ResourceSet::default();
+        set.insert(
+            resource(
+                Kind::Channel,
+                "sms",
+                &channel("sms", &json!({"from": "Same"})),
+            ),
+            "shop",
+        );
+        let mut digest = template(&json!([{"name": "sms"}]));
+        digest["parameters"] = json!({
+            "required": ["headline"],
+            "properties": {"count": {"type": "integer"}},
+        });
+        set.insert(
+            resource(Kind::NotificationTemplate, "digest", &digest),
+            "shop",
+        );
+        let schedule = json!({
+            "schedule": "0 9 * * *",
+            "template": "digest",
+            "recipients": [{"recipient": "alice"}],
+            "parameters": {"count": "many"},
+        });
+        set.insert(resource(Kind::Schedule, "weekly", &schedule), "shop");
+        let paths: Vec<_> = set.problems().into_iter().map(|f| f.problem.path).collect();
+        assert_eq!(
+            paths,
+            ["/spec/parameters/count", "/spec/parameters/headline"]
         );
     }
 

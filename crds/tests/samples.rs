@@ -8,9 +8,11 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use herald_crds::mutants::{self, mutants};
-use herald_crds::{Kind, Resource, ResourceSet};
+use herald_crds::render::Compiled;
+use herald_crds::{Definition, Kind, Resource, ResourceSet};
 
 use common::{all_samples, samples};
 
@@ -23,6 +25,22 @@ fn every_sample_is_good_by_itself_and_among_the_others() {
             assert!(set.insert(resource, "shop"), "{file}");
         }
         assert_eq!(set.problems(), [], "{folder}");
+    }
+}
+
+#[test]
+fn every_template_among_the_samples_renders_its_own_samples() {
+    for folder in ["quickstart", "reference"] {
+        let mut set = ResourceSet::default();
+        for (_, document) in samples(folder) {
+            set.insert(Resource::parse(&document).unwrap(), "shop");
+        }
+        assert!(!set.templates.is_empty());
+        for (namespace, name) in set.templates.keys() {
+            let definition = Definition::of(&set, namespace, name).unwrap().unwrap();
+            let compiled = Compiled::new(Arc::new(definition));
+            assert!(compiled.is_ok(), "{folder}: {name}: {:#?}", compiled.err());
+        }
     }
 }
 
