@@ -15,8 +15,8 @@
 //! - [`people`]: directory, groups, suppressions.
 //!
 //! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
-//! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. `local` puts all of it into one
-//! process, `cli` is what people type.
+//! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. [`pipeline`] puts the
+//! stages behind accepting into one process, `local` everything, `cli` is what people type.
 
 pub mod accept;
 pub mod api;
@@ -28,6 +28,7 @@ pub mod id;
 pub mod message;
 pub mod metrics;
 pub mod people;
+pub mod pipeline;
 pub mod plan;
 pub mod provider;
 pub mod record;

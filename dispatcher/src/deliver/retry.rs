@@ -164,3 +164,177 @@ fn delay(tried: u16, timing: &Timing) -> Duration {
         _ => timing.returns[1],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use herald_crds::render::Rendered;
+    use herald_crds::{Medium, Priority};
+
+    use super::*;
+    use crate::id::{DeliveryId, NotificationId};
+
+    fn delivery(tried: u16) -> Delivery {
+        let notification = NotificationId::from_key("shop", "test", "1");
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        Delivery {
+            id: DeliveryId::new(&notification, "alice", "shop/mail", 0, "a@b.example", 0),
+            notification,
+            namespace: Arc::from("shop"),
+            template: Arc::from("order"),
+            recipient: Arc::from("alice"),
+            endpoint: Arc::from("a@b.example"),
+            priority: Priority::Normal,
+            accepted_at: now,
+            ready_at: now,
+            released_at: now,
+            expires_at: None,
+            round: 0,
+            attempt: tried + 1,
+            tried,
+            provider: None,
+            content: Rendered::Sms {
+                text: "hello".to_owned(),
+            },
+            sensitive: false,
+            traceparent: None,
+        }
+    }
+
+    fn reason() -> Reason {
+        Reason {
+            code: Arc::from("smtp-451"),
+            detail: "busy".to_owned(),
+        }
+    }
+
+    fn after(outcome: Outcome, tried: u16, spec: &ChannelSpec) -> Next {
+        let provider = Arc::from("first");
+        let attempt = Attempt {
+            provider: &provider,
+            outcome,
+            took: Duration::from_millis(7),
+            counts: true,
+        };
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        next(attempt, &delivery(tried), spec, &Timing::default(), now)
+    }
+
+    fn spec() -> ChannelSpec {
+        ChannelSpec::new(Medium::Email, Vec::new())
+    }
+
+    /// Seconds until the next attempt, and whether it waits in SQL.
+    fn delay(next: &Next) -> (i64, bool) {
+        let from = Timestamp::from_second(1_800_000_000).unwrap();
+        match &next.step {
+            Step::Retrying { due, .. } => (due.duration_since(from).as_secs(), false),
+            Step::Returned { due, .. } => (due.duration_since(from).as_secs(), true),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn retries_take_5_s_30_s_5_min_and_then_an_hour_each() {
+        let spec = spec();
+        let delays = [0, 1, 2, 3, 4, 6]
+            .map(|tried| delay(&after(Outcome::Transient(reason()), tried, &spec)));
+        assert_eq!(
+            delays,
+            [
+                (5, false),
+                (30, false),
+                (300, true),
+                (3600, true),
+                (3600, true),
+                (3600, true)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_last_attempt_makes_a_dead_letter_that_can_be_replayed() {
+        let next = after(Outcome::Transient(reason()), 7, &spec());
+        assert_eq!(next.tried, 8);
+        let Step::Failed {
+            delivery: Some(_),
+            address_gone: false,
+            ..
+        } = next.step
+        else {
+            panic!("{:?}", next.step)
+        };
+    }
+
+    #[test]
+    fn what_a_provider_asks_for_is_kept_and_a_relay_has_one_delay() {
+        let throttled = |seconds| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            delay(&after(
+                Outcome::Throttled {
+                    reason: reason(),
+                    retry_after,
+                },
+                0,
+                &spec(),
+            ))
+        };
+        assert_eq!(throttled(2), (5, false));
+        assert_eq!(throttled(7), (30, false));
+        assert_eq!(throttled(90), (90, true));
+    }
+
+    #[test]
+    fn an_unknown_outcome_stays_with_its_provider_unless_the_channel_says_otherwise() {
+        use herald_crds::OnUnknown;
+        let mut spec = spec();
+        let bound = |next: Next| {
+            next.relay
+                .map(|(_, delivery)| delivery.provider.as_deref().map(str::to_owned))
+        };
+        assert_eq!(
+            bound(after(Outcome::Unknown(reason()), 0, &spec)),
+            Some(Some("first".to_owned()))
+        );
+        spec.retry = serde_json::from_value(serde_json::json!({"onUnknown": "Resend"})).unwrap();
+        assert_eq!(spec.on_unknown(), OnUnknown::Resend);
+        assert_eq!(
+            bound(after(Outcome::Unknown(reason()), 0, &spec)),
+            Some(None)
+        );
+        spec.retry = serde_json::from_value(serde_json::json!({"onUnknown": "Drop"})).unwrap();
+        assert!(matches!(
+            after(Outcome::Unknown(reason()), 0, &spec).step,
+            Step::Unknown { .. }
+        ));
+    }
+
+    #[test]
+    fn a_retry_is_a_successor_and_a_delivery_given_back_was_not_tried() {
+        let next = after(Outcome::Transient(reason()), 0, &spec());
+        let (_, again) = next.relay.unwrap();
+        assert_eq!((again.round, again.attempt, again.tried), (0, 2, 1));
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let back = give_back(&delivery(0), "horizon", "old", now);
+        let Step::Returned { delivery, .. } = back.step else {
+            panic!()
+        };
+        assert_eq!((delivery.attempt, delivery.tried, back.tried), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_failed_probe_while_nothing_works_is_no_attempt() {
+        let provider = Arc::from("first");
+        let outcome = Outcome::Transient(reason());
+        let attempt = Attempt {
+            provider: &provider,
+            outcome,
+            took: Duration::ZERO,
+            counts: false,
+        };
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        assert_eq!(
+            next(attempt, &delivery(3), &spec(), &Timing::default(), now).tried,
+            3
+        );
+    }
+}

@@ -132,3 +132,117 @@ fn row(
         suppressed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use herald_crds::ChannelSpec;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn routes(strategy: Strategy, mandatory: bool) -> Routes {
+        let channel = |name: &str, medium| {
+            let channel = Channel::new(name, ChannelSpec::new(medium, Vec::new()));
+            (Arc::from(format!("shop/{name}")), Arc::new(channel))
+        };
+        Routes {
+            channels: vec![channel("mail", Medium::Email), channel("text", Medium::Sms)],
+            strategy,
+            mandatory,
+        }
+    }
+
+    /// The channels and reasons of the rows of somebody.
+    fn rows(
+        routes: &Routes,
+        address: Option<&Address>,
+        suppressed: &[&str],
+    ) -> Vec<(String, Option<Suppression>)> {
+        let id = Arc::from("alice");
+        let person = Person {
+            id: &id,
+            address,
+            locale: "",
+        };
+        let mut rows = Vec::new();
+        let is_suppressed = |_, endpoint: &str| suppressed.contains(&endpoint);
+        routes.rows(
+            &NotificationId::random(),
+            &person,
+            Timestamp::UNIX_EPOCH,
+            is_suppressed,
+            &mut rows,
+        );
+        rows.into_iter()
+            .map(|row| (row.channel.to_string(), row.suppressed))
+            .collect()
+    }
+
+    fn both() -> Address {
+        let text = |text: &str| Some(text.to_owned());
+        Address {
+            email: text("a@b.example"),
+            phone: text("+4915112345678"),
+            ..Address::default()
+        }
+    }
+
+    #[test]
+    fn all_takes_every_channel_that_reaches_somebody_and_first_available_the_first() {
+        let mail_and_text = [
+            ("shop/mail".to_owned(), None),
+            ("shop/text".to_owned(), None),
+        ];
+        assert_eq!(
+            rows(&routes(Strategy::All, false), Some(&both()), &[]),
+            mail_and_text
+        );
+        assert_eq!(
+            rows(&routes(Strategy::FirstAvailable, false), Some(&both()), &[]),
+            mail_and_text[..1]
+        );
+    }
+
+    #[test]
+    fn a_suppressed_address_is_passed_over_and_said_unless_the_template_is_mandatory() {
+        let opted_out = |channel: &str| (channel.to_owned(), Some(Suppression::OptedOut));
+        let text = ("shop/text".to_owned(), None);
+        let suppressed = ["a@b.example"];
+        let found = rows(&routes(Strategy::All, false), Some(&both()), &suppressed);
+        assert_eq!(found, [opted_out("shop/mail"), text.clone()]);
+        assert_eq!(
+            rows(
+                &routes(Strategy::FirstAvailable, false),
+                Some(&both()),
+                &suppressed
+            ),
+            [text]
+        );
+        let only_mail = Address {
+            phone: None,
+            ..both()
+        };
+        let found = rows(
+            &routes(Strategy::FirstAvailable, false),
+            Some(&only_mail),
+            &suppressed,
+        );
+        assert_eq!(found, [opted_out("shop/mail")]);
+        let found = rows(&routes(Strategy::All, true), Some(&only_mail), &suppressed);
+        assert_eq!(found, [("shop/mail".to_owned(), None)]);
+    }
+
+    #[test]
+    fn somebody_without_an_address_or_not_in_the_directory_is_written_down_with_the_reason() {
+        let routes = routes(Strategy::All, false);
+        let nowhere = |reason| [(String::new(), Some(reason))];
+        assert_eq!(
+            rows(&routes, Some(&Address::default()), &[]),
+            nowhere(Suppression::NoAddress)
+        );
+        assert_eq!(
+            rows(&routes, None, &[]),
+            nowhere(Suppression::UnknownRecipient)
+        );
+    }
+}

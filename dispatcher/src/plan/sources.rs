@@ -104,3 +104,65 @@ impl Found {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::id::NotificationId;
+
+    fn request(recipients: Vec<To>) -> Request {
+        serde_json::from_value(json!({
+            "id": NotificationId::random(), "namespace": "shop", "sender": "test", "body": "b", "template": "t",
+            "definition": "sha256:0", "groups": null, "priority": "normal", "recipients": recipients,
+            "parameters": {}, "accepted_at": 1_800_000_000_000_i64,
+        }))
+        .unwrap()
+    }
+
+    fn groups(value: serde_json::Value) -> Groups {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn somebody_in_it_twice_or_through_two_groups_is_there_once() {
+        let groups = groups(json!({
+            "shop/vip": {"members": [{"recipient": "alice"}, {"group": "board"}, {"address": {"email": "a@b.example"}}]},
+            "shop/board": {"members": [{"recipient": "bob"}, {"recipient": "alice"}, {"address": {"email": "a@b.example"}}]},
+        }));
+        let to = vec![
+            To::Recipient(Arc::from("alice")),
+            To::Group(Arc::from("shop/vip")),
+            To::Group(Arc::from("shop/board")),
+        ];
+        let sources = sources(&request(to), &groups);
+        let address = Address {
+            email: Some("a@b.example".to_owned()),
+            ..Address::default()
+        };
+        assert_eq!(
+            sources,
+            [
+                Source::People(vec![Arc::from("alice"), Arc::from("bob")]),
+                Source::Addresses(vec![address])
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cycle_is_walked_once() {
+        let groups = groups(json!({
+            "shop/a": {"members": [{"group": "b"}]},
+            "shop/b": {"members": [{"group": "a"}, {"recipient": "carol"}], "managed": true},
+        }));
+        let sources = sources(&request(vec![To::Group(Arc::from("shop/a"))]), &groups);
+        assert_eq!(
+            sources,
+            [
+                Source::People(vec![Arc::from("carol")]),
+                Source::Managed("b".to_owned())
+            ]
+        );
+    }
+}

@@ -1,0 +1,482 @@
+//! Every stage behind accepting, over the three seams, in one process.
+//!
+//! For each declared Channel there is a ledger, a recorder, a releaser and a worker; when the Channel's declaration
+//! changes its worker is replaced, when it is deleted what waits for it ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use herald_crds::{Channel, names};
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::broker::{Broker, MessageId};
+use crate::catalog::{Catalog, FullName, Snapshot};
+use crate::deliver::ledger::Ledger;
+use crate::deliver::load::Loads;
+use crate::deliver::rate::Rate;
+use crate::deliver::worker::{Guards, NamedProvider, Shared, Worker};
+use crate::fanout::Fanout;
+use crate::fanout::definitions::Definitions;
+use crate::message::Event;
+use crate::metrics::{ChannelProvider, Metrics, Operation};
+use crate::plan::Plan;
+use crate::provider::{BuildError, Provider};
+use crate::record::Recorder;
+use crate::record::sweep::Sweep;
+use crate::store::Store;
+use crate::timing::Timing;
+use crate::waiting::control::Orders;
+use crate::waiting::release::Release;
+use crate::waiting::{self, Lanes};
+
+/// Outcomes kept for a listener that is slow; a slower one misses some.
+const OUTCOMES: usize = 4_096;
+
+/// Rows ended in one transaction when their channel is gone.
+const END: usize = 1_000;
+
+/// W unless configured: most deliveries of a channel that are sent and whose outcome has no receipt yet.
+pub const WINDOW: usize = 64;
+
+/// Makes a declared provider ready to send; the channel's concurrency is given.
+pub type Providers = Arc<
+    dyn Fn(&herald_crds::Provider, usize) -> Result<Arc<dyn Provider>, BuildError> + Send + Sync,
+>;
+
+/// What the stages work with.
+#[derive(Clone)]
+pub struct Parts {
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What waits and what was.
+    pub store: Arc<dyn Store>,
+    /// What is declared.
+    pub catalog: Arc<dyn Catalog>,
+    /// What makes providers.
+    pub providers: Providers,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The times kept.
+    pub timing: Timing,
+    /// W, see [`WINDOW`].
+    pub window: usize,
+    /// What makes a delivery happen once; tests take one out.
+    #[doc(hidden)]
+    pub guards: Guards,
+}
+
+/// The stages at work.
+pub struct Pipeline {
+    /// How every channel is.
+    pub loads: Arc<Loads>,
+    /// Who has rows that are due.
+    pub lanes: Arc<Lanes>,
+    /// Decides who and where.
+    pub plan: Arc<Plan>,
+    /// Gives orders about what waits and what is out.
+    pub orders: Arc<Orders>,
+    /// Renders.
+    pub definitions: Arc<Definitions>,
+    /// Outcomes as they are recorded: the channel and the event.
+    pub outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
+    channels: Arc<Channels>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Pipeline {
+    /// Starts every stage. Nothing is read ahead: what was under way before is taken up as it comes.
+    pub fn start(parts: Parts) -> Self {
+        let Parts {
+            broker,
+            store,
+            catalog,
+            metrics,
+            ..
+        } = &parts;
+        let timing = Arc::new(parts.timing.clone());
+        let loads = Arc::<Loads>::default();
+        let lanes = Arc::<Lanes>::default();
+        let definitions = Arc::new(Definitions::new(Arc::clone(store), Arc::clone(catalog)));
+        let fanout = Arc::new(Fanout::new(
+            Arc::clone(store),
+            Arc::clone(catalog),
+            Arc::clone(&definitions),
+        ));
+        let plan = Plan::new(
+            Arc::clone(broker),
+            Arc::clone(store),
+            Arc::clone(catalog),
+            Arc::clone(&definitions),
+            Arc::clone(&fanout),
+            Arc::clone(&lanes),
+            Arc::clone(metrics),
+        );
+        let (outcomes, _) = broadcast::channel(OUTCOMES);
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let channels = Arc::new(Channels {
+            shared: Shared {
+                broker: Arc::clone(broker),
+                metrics: Arc::clone(metrics),
+                loads: Arc::clone(&loads),
+                timing: Arc::clone(&timing),
+                window: parts.window,
+                guards: parts.guards,
+            },
+            fanout,
+            lanes: Arc::clone(&lanes),
+            outcomes: outcomes.clone(),
+            parts: parts.clone(),
+            running: Mutex::default(),
+            recording: CancellationToken::new(),
+            recorders: TaskTracker::new(),
+        });
+        let orders = Arc::new(Orders {
+            broker: Arc::clone(broker),
+            store: Arc::clone(store),
+            lanes: Arc::clone(&lanes),
+            ledger: {
+                let channels = Arc::clone(&channels);
+                Box::new(move |channel| {
+                    channels
+                        .lock()
+                        .get(channel)
+                        .map(|running| Arc::clone(&running.ledger))
+                })
+            },
+        });
+        let sweep = Sweep {
+            broker: Arc::clone(broker),
+            store: Arc::clone(store),
+            catalog: Arc::clone(catalog),
+            loads: Arc::clone(&loads),
+            lanes: Arc::clone(&lanes),
+            metrics: Arc::clone(metrics),
+            timing,
+            recorded: {
+                let channels = Arc::clone(&channels);
+                Box::new(move |channel| {
+                    channels
+                        .lock()
+                        .get(channel)
+                        .map(|running| running.recorded.subscribe())
+                })
+            },
+        };
+
+        tasks.spawn(Arc::clone(&plan).run(stop.clone()));
+        tasks.spawn(waiting::ripen(
+            Arc::clone(store),
+            Arc::clone(&lanes),
+            Arc::clone(metrics),
+            stop.clone(),
+        ));
+        tasks.spawn(sweep.run(stop.clone()));
+        tasks.spawn(Arc::clone(&channels).supervise(stop.clone()));
+        tasks.close();
+        Self {
+            loads,
+            lanes,
+            plan,
+            orders,
+            definitions,
+            outcomes,
+            channels,
+            stop,
+            tasks,
+        }
+    }
+
+    /// Stops taking, finishes what is being sent, records its outcomes, and returns; within the drain time, twice at most.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.channels.finish_recording().await;
+    }
+}
+
+/// What runs for each declared channel.
+struct Channels {
+    parts: Parts,
+    shared: Shared,
+    fanout: Arc<Fanout>,
+    lanes: Arc<Lanes>,
+    outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
+    running: Mutex<BTreeMap<FullName, Running>>,
+    /// Ends the ledgers and recorders, which go on for longest.
+    recording: CancellationToken,
+    recorders: TaskTracker,
+}
+
+struct Running {
+    ledger: Arc<Ledger>,
+    recorded: watch::Sender<Option<MessageId>>,
+    /// The releaser and the worker as the Channel is declared; `None`: it is not declared any more, or cannot be built.
+    at_work: Option<AtWork>,
+}
+
+struct AtWork {
+    declared: Arc<Channel>,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl AtWork {
+    async fn finish(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Channels {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FullName, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what runs in line with what is declared, until `stop`; then ends the workers.
+    async fn supervise(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.parts.catalog.changes();
+        loop {
+            let declared = Arc::clone(&changes.borrow_and_update());
+            self.shared
+                .metrics
+                .declared_problems
+                .set(declared.problems.len() as i64);
+            self.align(&declared).await;
+            let retry = tokio::time::sleep(Duration::from_secs(60));
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        stop.cancelled().await;
+                        break;
+                    }
+                }
+                () = retry => {}
+            }
+        }
+        let at_work: Vec<AtWork> = self
+            .lock()
+            .values_mut()
+            .filter_map(|running| running.at_work.take())
+            .collect();
+        futures::future::join_all(at_work.into_iter().map(AtWork::finish)).await;
+    }
+
+    async fn align(&self, declared: &Snapshot) {
+        let mut changed = Vec::new();
+        for (name, running) in self.lock().iter_mut() {
+            let is_same = match (&running.at_work, declared.channels.get(name)) {
+                (Some(at_work), Some(channel)) => at_work.declared.spec == channel.spec,
+                (None, _) => true,
+                (Some(_), None) => false,
+            };
+            if !is_same {
+                changed.extend(running.at_work.take());
+            }
+        }
+        futures::future::join_all(changed.into_iter().map(AtWork::finish)).await;
+
+        for (name, channel) in &declared.channels {
+            let ledger = self.begin(name);
+            let is_at_work = self
+                .lock()
+                .get(name)
+                .is_some_and(|running| running.at_work.is_some());
+            if !is_at_work {
+                let at_work = self.work(name, channel, ledger);
+                if let Some(running) = self.lock().get_mut(name) {
+                    running.at_work = at_work;
+                }
+            }
+        }
+        self.end_deleted(declared).await;
+    }
+
+    /// Makes sure that a channel's events are read and recorded.
+    fn begin(&self, name: &FullName) -> Arc<Ledger> {
+        let mut all = self.lock();
+        if let Some(running) = all.get(name) {
+            return Arc::clone(&running.ledger);
+        }
+        let ledger = Ledger::new(Arc::clone(name), self.parts.timing.horizon);
+        let recorded = watch::Sender::new(None);
+        let recorder = Recorder {
+            channel: Arc::clone(name),
+            broker: Arc::clone(&self.parts.broker),
+            store: Arc::clone(&self.parts.store),
+            lanes: Arc::clone(&self.lanes),
+            metrics: Arc::clone(&self.parts.metrics),
+            outcomes: self.outcomes.clone(),
+            position: recorded.clone(),
+        };
+        self.recorders.spawn(recorder.run(self.recording.clone()));
+        let (follower, broker, stop) = (
+            Arc::clone(&ledger),
+            Arc::clone(&self.parts.broker),
+            self.recording.clone(),
+        );
+        self.recorders
+            .spawn(async move { follower.follow(&*broker, stop).await });
+        all.insert(
+            Arc::clone(name),
+            Running {
+                ledger: Arc::clone(&ledger),
+                recorded,
+                at_work: None,
+            },
+        );
+        ledger
+    }
+
+    /// Starts the releaser and the worker of a channel; `None` if a provider cannot be built, which is said.
+    fn work(&self, name: &FullName, channel: &Arc<Channel>, ledger: Arc<Ledger>) -> Option<AtWork> {
+        let metrics = &self.parts.metrics;
+        let concurrency = channel.spec.concurrency();
+        let mut providers = Vec::with_capacity(channel.spec.providers.len());
+        for declared in &channel.spec.providers {
+            match (self.parts.providers)(declared, concurrency) {
+                Ok(provider) => {
+                    let labels = ChannelProvider {
+                        channel: name.to_string(),
+                        provider: declared.name.clone(),
+                    };
+                    providers.push(NamedProvider {
+                        name: Arc::from(declared.name.as_str()),
+                        timeout: declared.timeout(),
+                        rate: Rate::new(declared.rate_limit.as_ref()),
+                        seconds: metrics.provider_seconds.get_or_create(&labels).clone(),
+                        provider,
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(channel = &**name, %error, "the channel cannot work until this is mended");
+                    return None;
+                }
+            }
+        }
+        let stop = CancellationToken::new();
+        let release = Release {
+            channel: Arc::clone(name),
+            broker: Arc::clone(&self.parts.broker),
+            store: Arc::clone(&self.parts.store),
+            catalog: Arc::clone(&self.parts.catalog),
+            fanout: Arc::clone(&self.fanout),
+            ledger: Arc::clone(&ledger),
+            lanes: Arc::clone(&self.lanes),
+            metrics: Arc::clone(metrics),
+            timing: Arc::clone(&self.shared.timing),
+        };
+        let worker = Worker::new(
+            Arc::clone(name),
+            channel.spec.clone(),
+            providers,
+            ledger,
+            self.shared.clone(),
+        );
+        let tasks = vec![
+            tokio::spawn(release.run(stop.clone())),
+            tokio::spawn(worker.run(stop.clone())),
+        ];
+        Some(AtWork {
+            declared: Arc::clone(channel),
+            stop,
+            tasks,
+        })
+    }
+
+    /// What waits for a channel that is no more ends as failed.
+    async fn end_deleted(&self, declared: &Snapshot) {
+        let result = async {
+            let mut gone: Vec<FullName> = self
+                .parts
+                .store
+                .ready()
+                .await?
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect();
+            gone.extend(self.lock().keys().cloned());
+            gone.sort_unstable();
+            gone.dedup();
+            for name in gone
+                .iter()
+                .filter(|name| !name.is_empty() && !declared.channels.contains_key(*name))
+            {
+                let mut ended = 0;
+                loop {
+                    let some = self
+                        .parts
+                        .store
+                        .end_channel(name, Timestamp::now(), END)
+                        .await?;
+                    ended += some;
+                    if some < END as u64 {
+                        break;
+                    }
+                }
+                if ended > 0 {
+                    tracing::error!(
+                        channel = &**name,
+                        ended,
+                        "what waited for a channel that is no more ended as failed"
+                    );
+                }
+            }
+            Ok::<(), crate::store::StoreError>(())
+        };
+        if let Err(error) = result.await {
+            let operation = Operation {
+                operation: "end_channel",
+            };
+            self.shared
+                .metrics
+                .store_errors
+                .get_or_create(&operation)
+                .inc();
+            tracing::warn!(%error, "what waits for deleted channels could not be ended, trying again later");
+        }
+    }
+
+    /// Records what was published until now, within the drain time, and ends.
+    async fn finish_recording(&self) {
+        let waiting: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(name, running)| (Arc::clone(name), running.recorded.subscribe()))
+            .collect();
+        let recorded =
+            futures::future::join_all(waiting.into_iter().map(|(name, mut recorded)| async move {
+                let last = self
+                    .parts
+                    .broker
+                    .last_message_id(&names::events(&name))
+                    .await
+                    .ok()
+                    .flatten();
+                // Nothing of this life is missing if nothing was recorded and nothing comes.
+                let quiet = Duration::from_secs(1);
+                while *recorded.borrow_and_update() < last {
+                    if !matches!(
+                        tokio::time::timeout(quiet, recorded.changed()).await,
+                        Ok(Ok(()))
+                    ) {
+                        break;
+                    }
+                }
+            }));
+        let _ = tokio::time::timeout(self.shared.timing.drain, recorded).await;
+        self.recording.cancel();
+        self.recorders.close();
+        self.recorders.wait().await;
+    }
+}
