@@ -48,7 +48,7 @@ pub const RETRY_DELAYS: [Duration; 4] = [
         label_selector_path = ".status.selector"
     ),
     printcolumn(name = "Medium", type_ = "string", json_path = ".spec.medium"),
-    printcolumn(name = "Providers", type_ = "string", json_path = ".spec.providers[*].name"),
+    printcolumn(name = "Provider", type_ = "string", json_path = ".spec.providers[0].name", description = "The preferred one"),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
     printcolumn(name = "Suspend", type_ = "boolean", json_path = ".spec.suspend"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
