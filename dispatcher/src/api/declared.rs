@@ -1,0 +1,733 @@
+//! What is declared: the four resources, to be read and searched, tried, and in `local` changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use herald_crds::render::Recipient as RenderedFor;
+use herald_crds::{Address, Kind as ResourceKind, Priority, Resource};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::control::EditError;
+use super::preview::{self, Block};
+use super::{
+    Api, Caller, ChannelTest, FieldError, JsonBody, Kind, PageOf, Params, Problem, page, schema,
+};
+use crate::accept::Scope;
+use crate::catalog::Snapshot;
+use crate::deliver::load::{Limit, ProviderLoad};
+
+/// The calls about what is declared.
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .merge(templates::routes())
+        .merge(groups::routes())
+        .merge(channels::routes())
+        .merge(schedules::routes())
+        .routes(routes!(preview))
+        .routes(routes!(versions))
+        .routes(routes!(test))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Words, all of which must occur: in the name, the description, or what is said.
+    q: Option<String>,
+    /// With these labels: `key=value`, several of them separated by commas.
+    label: Option<String>,
+    /// Of this category (templates).
+    category: Option<String>,
+    /// Most items on the page: 1 to 1,000. Default: 100.
+    limit: Option<usize>,
+    /// `next` of the page before.
+    cursor: Option<String>,
+}
+
+/// The list, read, write and delete calls of one kind.
+macro_rules! kind {
+    ($module:ident, $kind:ident, $list:tt, $one:tt, $plural:tt, $singular:tt, $read:ident, $write:ident) => {
+        mod $module {
+            use super::*;
+
+            pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+                OpenApiRouter::new()
+                    .routes(routes!(list))
+                    .routes(routes!(get, put, delete))
+            }
+
+            #[doc = concat!("List ", $plural, ", in the order of their names.")]
+            #[utoipa::path(
+                get, path = $list, tag = "Declared", operation_id = concat!("list_", $plural),
+                params(("ns" = String, Path, description = "Namespace"), ListQuery),
+                responses((status = 200, body = PageOf<Value>))
+            )]
+            async fn list(
+                State(api): State<Arc<Api>>,
+                Path(namespace): Path<String>,
+                caller: Caller,
+                Params(query): Params<ListQuery>,
+            ) -> Result<Json<PageOf<Value>>, Problem> {
+                caller.require(Scope::$read)?;
+                list_of(&api, ResourceKind::$kind, &namespace, query).map(Json)
+            }
+
+            #[doc = concat!("Get a ", $singular, ".")]
+            #[utoipa::path(
+                get, path = $one, tag = "Declared", operation_id = concat!("get_", $singular),
+                params(
+                    ("ns" = String, Path, description = "Namespace"),
+                    ("name" = String, Path, description = "Name"),
+                ),
+                responses((status = 200, body = Value))
+            )]
+            async fn get(
+                State(api): State<Arc<Api>>,
+                Path((namespace, name)): Path<(String, String)>,
+                caller: Caller,
+            ) -> Result<Response, Problem> {
+                caller.require(Scope::$read)?;
+                get_one(&api, ResourceKind::$kind, &namespace, &name).await
+            }
+
+            #[doc = concat!("Declare a ", $singular, ", or change it. In a cluster, Kubernetes does that.")]
+            #[utoipa::path(
+                put, path = $one, tag = "Declared", operation_id = concat!("put_", $singular),
+                params(
+                    ("ns" = String, Path, description = "Namespace"),
+                    ("name" = String, Path, description = "Name"),
+                    ("If-Match" = Option<String>, Header, description = "Only if it is still as it was when it had this ETag"),
+                ),
+                request_body = Value,
+                responses(
+                    (status = 200, body = Value, description = "Changed"),
+                    (status = 201, body = Value, description = "New"),
+                )
+            )]
+            async fn put(
+                State(api): State<Arc<Api>>,
+                Path((namespace, name)): Path<(String, String)>,
+                caller: Caller,
+                headers: HeaderMap,
+                JsonBody(body): JsonBody<Value>,
+            ) -> Result<Response, Problem> {
+                caller.require(Scope::$write)?;
+                put_one(&api, ResourceKind::$kind, (&namespace, &name), &headers, body).await
+            }
+
+            #[doc = concat!("Take a ", $singular, " out of what is declared. In a cluster, Kubernetes does that.")]
+            #[utoipa::path(
+                delete, path = $one, tag = "Declared", operation_id = concat!("delete_", $singular),
+                params(
+                    ("ns" = String, Path, description = "Namespace"),
+                    ("name" = String, Path, description = "Name"),
+                    ("If-Match" = Option<String>, Header, description = "Only if it is still as it was when it had this ETag"),
+                ),
+                responses((status = 204, description = "It is gone"))
+            )]
+            async fn delete(
+                State(api): State<Arc<Api>>,
+                Path((namespace, name)): Path<(String, String)>,
+                caller: Caller,
+                headers: HeaderMap,
+            ) -> Result<StatusCode, Problem> {
+                caller.require(Scope::$write)?;
+                delete_one(&api, ResourceKind::$kind, &namespace, &name, &headers).await
+            }
+        }
+    };
+}
+
+kind!(
+    templates,
+    NotificationTemplate,
+    "/v1/namespaces/{ns}/templates",
+    "/v1/namespaces/{ns}/templates/{name}",
+    "templates",
+    "template",
+    TemplatesRead,
+    TemplatesWrite
+);
+kind!(
+    groups,
+    RecipientGroup,
+    "/v1/namespaces/{ns}/groups",
+    "/v1/namespaces/{ns}/groups/{name}",
+    "groups",
+    "group",
+    GroupsRead,
+    GroupsWrite
+);
+kind!(
+    channels,
+    Channel,
+    "/v1/namespaces/{ns}/channels",
+    "/v1/namespaces/{ns}/channels/{name}",
+    "channels",
+    "channel",
+    ChannelsRead,
+    ChannelsWrite
+);
+kind!(
+    schedules,
+    Schedule,
+    "/v1/namespaces/{ns}/schedules",
+    "/v1/namespaces/{ns}/schedules/{name}",
+    "schedules",
+    "schedule",
+    SchedulesRead,
+    SchedulesWrite
+);
+
+/// What a caller calls a resource of this kind.
+const fn noun(kind: ResourceKind) -> &'static str {
+    match kind {
+        ResourceKind::Channel => "channel",
+        ResourceKind::NotificationTemplate => "template",
+        ResourceKind::RecipientGroup => "group",
+        ResourceKind::Schedule => "schedule",
+    }
+}
+
+/// The names of a kind's resources in a namespace, in order.
+fn names<'a>(declared: &'a Snapshot, kind: ResourceKind, namespace: &str) -> Vec<&'a str> {
+    fn of<'a, T>(map: &'a BTreeMap<Arc<str>, T>, prefix: &str) -> Vec<&'a str> {
+        map.keys()
+            .filter_map(|name| name.strip_prefix(prefix))
+            .collect()
+    }
+    let prefix = format!("{namespace}/");
+    match kind {
+        ResourceKind::Channel => of(&declared.channels, &prefix),
+        ResourceKind::NotificationTemplate => of(&declared.templates, &prefix),
+        ResourceKind::RecipientGroup => of(&declared.groups, &prefix),
+        ResourceKind::Schedule => of(&declared.schedules, &prefix),
+    }
+}
+
+/// A resource as JSON; `None`: not declared. A template comes with what the catalog knows of it.
+fn resource(declared: &Snapshot, kind: ResourceKind, namespace: &str, name: &str) -> Option<Value> {
+    let full = format!("{namespace}/{name}");
+    let full = full.as_str();
+    let value = match kind {
+        ResourceKind::Channel => serde_json::to_value(&**declared.channels.get(full)?),
+        ResourceKind::RecipientGroup => serde_json::to_value(&**declared.groups.get(full)?),
+        ResourceKind::Schedule => serde_json::to_value(&**declared.schedules.get(full)?),
+        ResourceKind::NotificationTemplate => {
+            let template = declared.templates.get(full)?;
+            let mut value = serde_json::to_value(&template.resource).ok()?;
+            value["status"] = json!({
+                "definition": template.hash,
+                "mediums": template.resource.spec.mediums().collect::<Vec<_>>(),
+                "locales": template.compiled.locales().collect::<Vec<_>>(),
+            });
+            return Some(value);
+        }
+    };
+    value.ok()
+}
+
+fn list_of(
+    api: &Api,
+    kind: ResourceKind,
+    namespace: &str,
+    query: ListQuery,
+) -> Result<PageOf<Value>, Problem> {
+    let paging = page::paging(query.limit, query.cursor)?;
+    let labels = page::terms("label", query.label.as_deref())?;
+    let words: Vec<String> = query
+        .q
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(str::to_lowercase)
+        .collect();
+    let declared = api.catalog.current();
+    let after = paging.cursor.unwrap_or_default();
+    let matches = |value: &Value| {
+        labels
+            .iter()
+            .all(|(key, wanted)| value["metadata"]["labels"][key] == **wanted)
+            && query
+                .category
+                .as_deref()
+                .is_none_or(|category| value["spec"]["category"] == *category)
+            && (words.is_empty() || {
+                let text =
+                    format!("{} {}", value["metadata"]["name"], value["spec"]).to_lowercase();
+                words.iter().all(|word| text.contains(word))
+            })
+    };
+    let mut found = names(&declared, kind, namespace)
+        .into_iter()
+        .filter(|name| *name > after.as_str())
+        .filter_map(|name| Some((name, resource(&declared, kind, namespace, name)?)))
+        .filter(|(_, value)| matches(value));
+    let mut items = Vec::new();
+    let mut last = None;
+    for (name, value) in found.by_ref().take(paging.limit) {
+        items.push(value);
+        last = Some(name.to_owned());
+    }
+    let next = last.filter(|_| found.next().is_some());
+    Ok(PageOf { items, next })
+}
+
+/// An entity tag (RFC 9110, section 8.8.3) of what was declared.
+fn etag(resource: &Value) -> String {
+    let declared = json!([resource["metadata"], resource["spec"]]).to_string();
+    let digest = Sha256::digest(declared.as_bytes());
+    let hex: Vec<String> = digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("\"{}\"", hex.concat())
+}
+
+async fn get_one(
+    api: &Api,
+    kind: ResourceKind,
+    namespace: &str,
+    name: &str,
+) -> Result<Response, Problem> {
+    let mut value = find(api, kind, namespace, name)?;
+    let tag = etag(&value);
+    match kind {
+        ResourceKind::Channel => value["state"] = json!(channel_state(api, namespace, name).await?),
+        ResourceKind::Schedule => value["status"] = schedule_status(api, namespace, name).await?,
+        ResourceKind::NotificationTemplate | ResourceKind::RecipientGroup => {}
+    }
+    Ok(tagged(StatusCode::OK, &value, &tag))
+}
+
+fn tagged(status: StatusCode, value: &Value, tag: &str) -> Response {
+    let mut response = (status, Json(value)).into_response();
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+fn find(api: &Api, kind: ResourceKind, namespace: &str, name: &str) -> Result<Value, Problem> {
+    resource(&api.catalog.current(), kind, namespace, name)
+        .ok_or_else(|| Problem::not_found(&format!("{} {name:?}", noun(kind))))
+}
+
+/// How a channel is.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChannelState {
+    /// What waits, by class.
+    pub classes: BTreeMap<&'static str, ClassState>,
+    /// Sends per second, lately.
+    pub sends_per_second: f64,
+    /// Sends per second that the rate limit allows; absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit_per_second: Option<f64>,
+    /// What holds it back.
+    pub limited_by: Limit,
+    /// Pods that deliver.
+    pub replicas: u32,
+    /// Its providers, in order of preference.
+    pub providers: Vec<ProviderLoad>,
+}
+
+/// What waits of one class.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClassState {
+    /// Deliveries that are due and wait for their turn.
+    pub due: u64,
+    /// Deliveries whose time has not come.
+    pub scheduled: u64,
+    /// Deliveries that a pod holds and has not begun.
+    pub held: u64,
+    /// For how long the oldest of those that are due or held has waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_age_seconds: Option<f64>,
+}
+
+async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<ChannelState, Problem> {
+    let full = format!("{namespace}/{name}");
+    let backlog = api.store.backlog(&full).await?;
+    let load = api.loads.get(&full).unwrap_or_default();
+    let now = Timestamp::now();
+    let classes = Priority::ALL.map(|class| {
+        let rows = backlog[class.index()];
+        let waited = rows
+            .oldest
+            .map(|since| now.duration_since(since).as_secs_f64().max(0.0));
+        let held = load.oldest[class.index()].map(|age| age.as_secs_f64());
+        let state = ClassState {
+            due: rows.due,
+            scheduled: rows.scheduled,
+            held: load.waiting[class.index()] as u64,
+            oldest_age_seconds: waited.into_iter().chain(held).reduce(f64::max),
+        };
+        (class.as_str(), state)
+    });
+    Ok(ChannelState {
+        classes: classes.into(),
+        sends_per_second: load.drain,
+        rate_limit_per_second: Some(load.rate).filter(|rate| rate.is_finite() && *rate > 0.0),
+        limited_by: load.limit,
+        replicas: load.replicas,
+        providers: load.providers.clone(),
+    })
+}
+
+async fn schedule_status(api: &Api, namespace: &str, name: &str) -> Result<Value, Problem> {
+    let now = Timestamp::now();
+    let record = api.store.schedule(namespace, name, now).await?;
+    let declared = api.catalog.current();
+    let full = format!("{namespace}/{name}");
+    let next = declared.schedules.get(full.as_str()).and_then(|schedule| {
+        let due = schedule.spec.due().ok()?;
+        due.next_after(record.last_due.unwrap_or(record.created_at).max(now))
+    });
+    let mut status = json!({"missed": record.missed});
+    if let Some(last) = record.last_due {
+        status["lastScheduleTime"] = json!(last);
+    }
+    if let Some(next) = next {
+        status["nextScheduleTime"] = json!(next);
+    }
+    if let Some(id) = record.last_notification {
+        status["lastNotification"] = json!({"id": id, "accepted": true});
+    }
+    Ok(status)
+}
+
+/// Refuses if the caller has seen another version.
+fn check_tag(headers: &HeaderMap, now: Option<&Value>) -> Result<(), Problem> {
+    let Some(wanted) = headers.get(header::IF_MATCH) else {
+        return Ok(());
+    };
+    let wanted = wanted.to_str().unwrap_or_default();
+    let is = now.map(etag);
+    let matches = wanted
+        .split(',')
+        .map(str::trim)
+        .any(|tag| is.as_deref().is_some_and(|is| tag == "*" || tag == is));
+    if matches {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Kind::Changed,
+        "it was changed since it was read: read it again, and change that",
+    ))
+}
+
+fn editor(api: &Api) -> Result<&Arc<dyn super::Editor>, Problem> {
+    api.editor.as_ref().ok_or_else(|| {
+        Problem::new(
+            Kind::ReadOnly,
+            "what is declared is changed through Kubernetes here: kubectl apply, or your GitOps repository",
+        )
+    })
+}
+
+async fn put_one(
+    api: &Api,
+    kind: ResourceKind,
+    (namespace, name): (&str, &str),
+    headers: &HeaderMap,
+    mut document: Value,
+) -> Result<Response, Problem> {
+    let editor = editor(api)?;
+    check_tag(
+        headers,
+        resource(&api.catalog.current(), kind, namespace, name).as_ref(),
+    )?;
+    let wrong = |errors| Err(Problem::invalid(errors));
+    let Some(members) = document.as_object_mut() else {
+        return wrong(vec![FieldError::new("", "must be a resource: an object")]);
+    };
+    members
+        .entry("apiVersion")
+        .or_insert(herald_crds::kind::API_VERSION.into());
+    members.entry("kind").or_insert(kind.as_str().into());
+    members.remove("status");
+    members.remove("state");
+    let metadata = members.entry("metadata").or_insert(json!({}));
+    let mut errors = Vec::new();
+    if let Some(metadata) = metadata.as_object_mut() {
+        for (field, is) in [("name", name), ("namespace", namespace)] {
+            let given = metadata.entry(field).or_insert(is.into());
+            if given != is {
+                let detail = format!("must be {is:?}, as the path says");
+                errors.push(FieldError::new(format!("/metadata/{field}"), detail));
+            }
+        }
+    }
+    if document["kind"] != *kind.as_str() {
+        let detail = format!("must be {:?}, as the path says", kind.as_str());
+        errors.push(FieldError::new("/kind", detail));
+    }
+    if !errors.is_empty() {
+        return wrong(errors);
+    }
+    let parsed = match Resource::parse(&document) {
+        Ok(parsed) => parsed,
+        Err(problems) => return wrong(places(problems)),
+    };
+    let is_new = editor.put(parsed).await?;
+    let value = resource(&api.catalog.current(), kind, namespace, name).unwrap_or(document);
+    let status = if is_new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    let tag = etag(&value);
+    Ok(tagged(status, &value, &tag))
+}
+
+async fn delete_one(
+    api: &Api,
+    kind: ResourceKind,
+    namespace: &str,
+    name: &str,
+    headers: &HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let editor = editor(api)?;
+    let value = find(api, kind, namespace, name)?;
+    check_tag(headers, Some(&value))?;
+    editor.delete(kind, namespace, name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn places(problems: Vec<herald_crds::Problem>) -> Vec<FieldError> {
+    problems
+        .into_iter()
+        .map(|problem| FieldError::new(problem.path, problem.message))
+        .collect()
+}
+
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::Write { reason } => Self::new(Kind::Conflict, reason),
+            EditError::Check { problems } => Self::invalid(places(problems)),
+            EditError::Find => Self::not_found("such resource"),
+        }
+    }
+}
+
+/// What to render.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PreviewRequest {
+    /// The parameters. Default: those of the template's first sample.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    /// Language tag. Default: the recipient's, else the template's.
+    #[serde(default)]
+    locale: Option<String>,
+    /// Somebody in the directory, whose labels and locale count.
+    #[serde(default)]
+    recipient: Option<String>,
+}
+
+/// How a template looks.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Preview {
+    /// The template's definition: `sha256:…`.
+    definition: String,
+    /// The language tag that was asked for.
+    locale: String,
+    /// What is said, by medium.
+    content: BTreeMap<String, Block>,
+    /// What to mind.
+    warnings: Vec<String>,
+}
+
+/// Preview a template: every medium rendered, and what to mind.
+#[utoipa::path(
+    post, path = "/v1/namespaces/{ns}/templates/{name}/preview", tag = "Declared",
+    params(
+        ("ns" = String, Path, description = "Namespace"),
+        ("name" = String, Path, description = "Template"),
+    ),
+    request_body = PreviewRequest,
+    responses((status = 200, body = Preview))
+)]
+async fn preview(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    caller: Caller,
+    JsonBody(asked): JsonBody<PreviewRequest>,
+) -> Result<Json<Preview>, Problem> {
+    caller.require(Scope::TemplatesRead)?;
+    let declared = api.catalog.current();
+    let full = format!("{namespace}/{name}");
+    let Some(template) = declared.templates.get(full.as_str()) else {
+        return Err(Problem::not_found(&format!("template {name:?}")));
+    };
+    let spec = &template.resource.spec;
+    let sample = spec.samples.first();
+    let parameters = asked.parameters.unwrap_or_else(|| {
+        let sample = sample.and_then(|sample| sample.parameters.clone());
+        Value::Object(sample.unwrap_or_default())
+    });
+    if let Err(problems) = template.compiled.check_parameters(&parameters) {
+        let errors = places(problems).into_iter().map(|error| FieldError {
+            pointer: format!("/parameters{}", error.pointer),
+            ..error
+        });
+        return Err(Problem::invalid(errors.collect()));
+    }
+    let recipient = match &asked.recipient {
+        None => None,
+        Some(id) => {
+            caller.require(Scope::RecipientsRead)?;
+            let found = api.store.recipient(&namespace, id).await?;
+            Some(found.ok_or_else(|| Problem::not_found(&format!("recipient {id:?}")))?)
+        }
+    };
+    let locale = asked
+        .locale
+        .or_else(|| recipient.as_ref().and_then(|r| r.locale.clone()))
+        .unwrap_or_else(|| spec.default_locale().to_owned());
+    let person = Arc::new(RenderedFor {
+        id: recipient.as_ref().map(|r| r.id.as_str().into()),
+        locale: locale.as_str().into(),
+        labels: recipient.map(|r| r.labels).unwrap_or_default(),
+    });
+    let prepared = template.compiled.prepare(parameters);
+    let content = spec
+        .mediums()
+        .map(|medium| {
+            let block = preview::block(&template.compiled, medium, &locale, &prepared, &person);
+            (medium.as_str().to_owned(), block)
+        })
+        .collect();
+    let mut warnings = Vec::new();
+    let primary = |tag: &str| tag.split('-').next().unwrap_or(tag).to_lowercase();
+    if !template
+        .compiled
+        .locales()
+        .any(|tag| tag.eq_ignore_ascii_case(&locale) || tag.eq_ignore_ascii_case(&primary(&locale)))
+    {
+        warnings.push(format!(
+            "there is no translation for {locale}: this is the default locale, {}",
+            spec.default_locale()
+        ));
+    }
+    for (tag, translation) in &spec.translations {
+        for medium in spec.mediums().filter(|medium| !translation.has(*medium)) {
+            warnings.push(format!("the translation {tag} has no {medium} block"));
+        }
+    }
+    Ok(Json(Preview {
+        definition: template.hash.to_string(),
+        locale,
+        content,
+        warnings,
+    }))
+}
+
+/// A definition that was in force.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct Version {
+    /// Its name: `sha256:…`.
+    definition: String,
+    /// When it first came into force.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+}
+
+/// List the definitions of a template that were in force, newest first.
+#[utoipa::path(
+    get, path = "/v1/namespaces/{ns}/templates/{name}/versions", tag = "Declared",
+    params(
+        ("ns" = String, Path, description = "Namespace"),
+        ("name" = String, Path, description = "Template"),
+    ),
+    responses((status = 200, body = PageOf<Version>))
+)]
+async fn versions(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    caller: Caller,
+) -> Result<Json<PageOf<Version>>, Problem> {
+    caller.require(Scope::TemplatesRead)?;
+    let versions = api.store.versions(&namespace, &name).await?;
+    if versions.is_empty() {
+        find(&api, ResourceKind::NotificationTemplate, &namespace, &name)?;
+    }
+    let items = versions
+        .into_iter()
+        .map(|version| Version {
+            definition: version.hash,
+            since: version.since,
+        })
+        .collect();
+    Ok(Json(PageOf { items, next: None }))
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct TestRequest {
+    /// Where the test goes.
+    #[schema(schema_with = schema::address)]
+    address: Address,
+}
+
+/// Test a channel: sends a short message, past the queue, and says what the provider said.
+#[utoipa::path(
+    post, path = "/v1/namespaces/{ns}/channels/{name}/test", tag = "Declared",
+    params(
+        ("ns" = String, Path, description = "Namespace"),
+        ("name" = String, Path, description = "Channel"),
+    ),
+    request_body = TestRequest,
+    responses((status = 200, body = ChannelTest))
+)]
+async fn test(
+    State(api): State<Arc<Api>>,
+    Path((namespace, name)): Path<(String, String)>,
+    caller: Caller,
+    JsonBody(asked): JsonBody<TestRequest>,
+) -> Result<Json<ChannelTest>, Problem> {
+    caller.require(Scope::ChannelsTest)?;
+    let full = format!("{namespace}/{name}");
+    let declared = api.catalog.current();
+    let Some(channel) = declared.channels.get(full.as_str()) else {
+        return Err(Problem::not_found(&format!("channel {name:?}")));
+    };
+    let mut problems = places(asked.address.problems("/address"));
+    if problems.is_empty() && channel.spec.endpoint(&asked.address).is_none() {
+        problems.push(FieldError::new(
+            "/address",
+            format!(
+                "has nothing for a channel of medium {}",
+                channel.spec.medium
+            ),
+        ));
+    }
+    if !problems.is_empty() {
+        return Err(Problem::invalid(problems));
+    }
+    tracing::info!(channel = full, sender = %caller.0.name, "a test is sent");
+    api.control
+        .test(&full, &asked.address)
+        .await
+        .map(Json)
+        .ok_or_else(|| {
+            Problem::new(
+                Kind::Unavailable,
+                "nothing delivers for this channel at the moment",
+            )
+        })
+}
