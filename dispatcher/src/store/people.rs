@@ -13,7 +13,7 @@ use super::{HistoryError, Page, Paging, StoreError};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recipient {
-    /// The id by which senders and groups name this person, 1 to 200 characters.
+    /// The id by which senders and groups name this person, 1 to 128 characters.
     #[serde(default)]
     pub id: String,
     /// BCP 47, such as `ko` or `pt-BR`; absent: each template's default.
@@ -84,6 +84,15 @@ pub trait PeopleStore {
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError>;
 
+    /// Writes a recipient if it is still as `expected` (`None`: not there); `false`, and nothing written, if it is not.
+    async fn replace_recipient(
+        &self,
+        namespace: &str,
+        recipient: &Recipient,
+        expected: Option<&Recipient>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
     /// One recipient as it is now.
     async fn recipient(&self, namespace: &str, id: &str) -> Result<Option<Recipient>, StoreError>;
 
@@ -136,6 +145,14 @@ pub trait PeopleStore {
         medium: &str,
         address: &str,
     ) -> Result<bool, StoreError>;
+
+    /// What the suppression list says about an address; `None`: it is not on it.
+    async fn suppression(
+        &self,
+        namespace: &str,
+        medium: &str,
+        address: &str,
+    ) -> Result<Option<SuppressedAddress>, StoreError>;
 
     /// The suppression list, in the order of addresses.
     async fn suppressions(

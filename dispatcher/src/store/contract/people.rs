@@ -100,6 +100,23 @@ pub async fn a_recipient_is_read_as_it_was_written_and_replaced_whole(store: &im
     assert!(page.items.is_empty(), "the labels were replaced too");
 }
 
+pub async fn a_recipient_is_replaced_only_if_it_is_as_expected(store: &impl PeopleStore) {
+    let (alice, mut moved) = (person("alice"), person("alice"));
+    moved.locale = Some("en".to_owned());
+    let replace = async |new: &Recipient, expected: Option<&Recipient>| {
+        store
+            .replace_recipient(SHOP, new, expected, at(0))
+            .await
+            .unwrap()
+    };
+    assert!(!replace(&alice, Some(&alice)).await, "it is not there");
+    assert!(replace(&alice, None).await);
+    assert!(!replace(&moved, None).await, "it is there");
+    assert!(!replace(&moved, Some(&moved)).await, "it is another");
+    assert!(replace(&moved, Some(&alice)).await);
+    assert_eq!(store.recipient(SHOP, "alice").await.unwrap(), Some(moved));
+}
+
 pub async fn of_two_with_one_id_in_one_batch_the_later_holds(store: &impl PeopleStore) {
     let first = person("alice");
     let mut second = person("alice");
@@ -361,6 +378,17 @@ pub async fn a_suppressed_address_stays_so_until_it_is_taken_off(
         .unwrap();
     assert_eq!(second.items, [entry("c@shop.example", "opted-out")]);
     assert_eq!(second.next, None);
+
+    let listed = store
+        .suppression(SHOP, "email", "a@shop.example")
+        .await
+        .unwrap();
+    assert_eq!(listed, Some(entry("a@shop.example", "address-gone")));
+    let other = store
+        .suppression(SHOP, "sms", "a@shop.example")
+        .await
+        .unwrap();
+    assert_eq!(other, None);
 
     assert!(
         store

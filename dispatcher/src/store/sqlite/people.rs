@@ -226,12 +226,12 @@ fn parse(text: &str) -> Result<Recipient, StoreError> {
     serde_json::from_str(text).map_err(|error| corrupt("recipients.recipient", &error))
 }
 
-async fn put(
+/// What of a batch is in the directory already, as JSON.
+async fn before(
     connection: &mut SqliteConnection,
     namespace: &str,
     batch: &Batch,
-    now: i64,
-) -> Result<Vec<bool>, StoreError> {
+) -> Result<Vec<Option<String>>, StoreError> {
     let asked: Vec<(u32, &str)> = batch
         .incoming
         .iter()
@@ -249,6 +249,16 @@ async fn put(
             *slot = Some(text);
         }
     }
+    Ok(before)
+}
+
+async fn put(
+    connection: &mut SqliteConnection,
+    namespace: &str,
+    batch: &Batch,
+    now: i64,
+) -> Result<Vec<bool>, StoreError> {
+    let before = before(connection, namespace, batch).await?;
     let old: Vec<Option<Recipient>> = before
         .iter()
         .zip(&batch.incoming)
@@ -364,6 +374,30 @@ impl PeopleStore for SqliteStore {
         let now = millis(now);
         self.write(move |c| Box::pin(async move { put(c, &namespace, &batch, now).await }))
             .await
+    }
+
+    async fn replace_recipient(
+        &self,
+        namespace: &str,
+        recipient: &Recipient,
+        expected: Option<&Recipient>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let namespace = namespace.to_owned();
+        let batch = Batch::new(std::slice::from_ref(recipient));
+        let (expected, now) = (expected.map(json), millis(now));
+        self.write(move |c| {
+            Box::pin(async move {
+                let current = before(c, &namespace, &batch).await?;
+                // Written by one serialiser: recipients are the same if and only if their texts are.
+                if current != [expected] {
+                    return Ok(false);
+                }
+                put(c, &namespace, &batch, now).await?;
+                Ok(true)
+            })
+        })
+        .await
     }
 
     async fn recipient(&self, namespace: &str, id: &str) -> Result<Option<Recipient>, StoreError> {
@@ -600,6 +634,34 @@ impl PeopleStore for SqliteStore {
             })
         })
         .await
+    }
+
+    async fn suppression(
+        &self,
+        namespace: &str,
+        medium: &str,
+        address: &str,
+    ) -> Result<Option<SuppressedAddress>, StoreError> {
+        let found: Option<(String, i64)> = sqlx::query_as(
+            "SELECT reason, since FROM suppressions
+             WHERE namespace = ?1 AND address = ?2 AND medium = ?3",
+        )
+        .bind(namespace)
+        .bind(address)
+        .bind(medium)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?;
+        found
+            .map(|(reason, since)| {
+                Ok(SuppressedAddress {
+                    medium: medium.to_owned(),
+                    address: address.to_owned(),
+                    reason,
+                    since: timestamp(since, "suppressions.since")?,
+                })
+            })
+            .transpose()
     }
 
     async fn suppressions(
