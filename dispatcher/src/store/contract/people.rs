@@ -1,4 +1,6 @@
-//! What every store promises about people, schedules and keys.
+//! What every store must do for people, schedules and keys: one test for each promise.
+//!
+//! [`people_contract!`] makes the tests for one database, given a function that opens an empty store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +13,35 @@ use crate::store::{
     ApiKey, Directory, HistoryError, Page, Paging, PeopleStore, PlanStore, Recipient,
     SuppressedAddress,
 };
+
+/// Makes the contract's tests for one database.
+macro_rules! people_contract {
+    ($open:path) => {
+        $crate::store::contract::people::people_contract!(@tests $open:
+            a_recipient_is_read_as_it_was_written_and_replaced_whole,
+            a_recipient_is_replaced_only_if_it_is_as_expected,
+            of_two_with_one_id_in_one_batch_the_later_holds,
+            members_are_answered_as_they_were_at_that_moment,
+            a_change_of_labels_counts_from_its_moment_on,
+            a_list_of_ids_is_answered_in_its_order_with_gaps,
+            recipients_are_found_by_id_address_and_labels,
+            pages_of_people_and_members_meet_without_gap_or_overlap,
+            a_suppressed_address_stays_so_until_it_is_taken_off,
+            a_schedule_remembers_what_fired_and_what_was_missed,
+            a_key_of_the_same_name_takes_the_place_of_the_first,
+        );
+    };
+    (@tests $open:path: $($name:ident),* $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let opened = $open().await;
+                $crate::store::contract::people::$name(&opened.store).await;
+            }
+        )*
+    };
+}
+pub(crate) use people_contract;
 
 const SHOP: &str = "shop";
 
@@ -66,7 +97,9 @@ async fn members_at(
     ids
 }
 
-pub async fn a_recipient_is_read_as_it_was_written_and_replaced_whole(store: &impl PeopleStore) {
+pub(crate) async fn a_recipient_is_read_as_it_was_written_and_replaced_whole(
+    store: &impl PeopleStore,
+) {
     let alice = person("alice");
     let bare = Recipient {
         id: "bob".to_owned(),
@@ -100,7 +133,7 @@ pub async fn a_recipient_is_read_as_it_was_written_and_replaced_whole(store: &im
     assert!(page.items.is_empty(), "the labels were replaced too");
 }
 
-pub async fn a_recipient_is_replaced_only_if_it_is_as_expected(store: &impl PeopleStore) {
+pub(crate) async fn a_recipient_is_replaced_only_if_it_is_as_expected(store: &impl PeopleStore) {
     let (alice, mut moved) = (person("alice"), person("alice"));
     moved.locale = Some("en".to_owned());
     let replace = async |new: &Recipient, expected: Option<&Recipient>| {
@@ -117,7 +150,7 @@ pub async fn a_recipient_is_replaced_only_if_it_is_as_expected(store: &impl Peop
     assert_eq!(store.recipient(SHOP, "alice").await.unwrap(), Some(moved));
 }
 
-pub async fn of_two_with_one_id_in_one_batch_the_later_holds(store: &impl PeopleStore) {
+pub(crate) async fn of_two_with_one_id_in_one_batch_the_later_holds(store: &impl PeopleStore) {
     let first = person("alice");
     let mut second = person("alice");
     second.locale = Some("en".to_owned());
@@ -129,7 +162,7 @@ pub async fn of_two_with_one_id_in_one_batch_the_later_holds(store: &impl People
     assert_eq!(store.recipient(SHOP, "alice").await.unwrap(), Some(second));
 }
 
-pub async fn members_are_answered_as_they_were_at_that_moment(
+pub(crate) async fn members_are_answered_as_they_were_at_that_moment(
     store: &(impl PeopleStore + PlanStore),
 ) {
     store
@@ -196,7 +229,9 @@ pub async fn members_are_answered_as_they_were_at_that_moment(
     );
 }
 
-pub async fn a_change_of_labels_counts_from_its_moment_on(store: &(impl PeopleStore + PlanStore)) {
+pub(crate) async fn a_change_of_labels_counts_from_its_moment_on(
+    store: &(impl PeopleStore + PlanStore),
+) {
     let mut alice = person("alice");
     store
         .put_recipients(SHOP, std::slice::from_ref(&alice), at(0))
@@ -221,7 +256,7 @@ pub async fn a_change_of_labels_counts_from_its_moment_on(store: &(impl PeopleSt
     assert_eq!(members_at(store, &basic, at(15)).await, ["alice"]);
 }
 
-pub async fn a_list_of_ids_is_answered_in_its_order_with_gaps(
+pub(crate) async fn a_list_of_ids_is_answered_in_its_order_with_gaps(
     store: &(impl PeopleStore + PlanStore),
 ) {
     store
@@ -240,7 +275,7 @@ pub async fn a_list_of_ids_is_answered_in_its_order_with_gaps(
     assert_eq!(found, [("bob", true), ("nobody", false), ("alice", true)]);
 }
 
-pub async fn recipients_are_found_by_id_address_and_labels(store: &impl PeopleStore) {
+pub(crate) async fn recipients_are_found_by_id_address_and_labels(store: &impl PeopleStore) {
     let mut erin = person("erin");
     erin.labels.insert("tier".to_owned(), "basic".to_owned());
     erin.addresses.phone = Some("+491701234567".to_owned());
@@ -285,7 +320,9 @@ pub async fn recipients_are_found_by_id_address_and_labels(store: &impl PeopleSt
     }
 }
 
-pub async fn pages_of_people_and_members_meet_without_gap_or_overlap(store: &impl PeopleStore) {
+pub(crate) async fn pages_of_people_and_members_meet_without_gap_or_overlap(
+    store: &impl PeopleStore,
+) {
     let people: Vec<Recipient> = (0..25).map(|n| person(&format!("p{n:02}"))).collect();
     let expected: Vec<String> = people.iter().map(|p| p.id.clone()).collect();
     store.put_recipients(SHOP, &people, at(0)).await.unwrap();
@@ -330,7 +367,7 @@ pub async fn pages_of_people_and_members_meet_without_gap_or_overlap(store: &imp
     }
 }
 
-pub async fn a_suppressed_address_stays_so_until_it_is_taken_off(
+pub(crate) async fn a_suppressed_address_stays_so_until_it_is_taken_off(
     store: &(impl PeopleStore + PlanStore),
 ) {
     let entry = |address: &str, reason: &str| SuppressedAddress {
@@ -405,7 +442,7 @@ pub async fn a_suppressed_address_stays_so_until_it_is_taken_off(
     assert_eq!(store.suppressed(SHOP, &asked[..1]).await.unwrap(), [false]);
 }
 
-pub async fn a_schedule_remembers_what_fired_and_what_was_missed(store: &impl PeopleStore) {
+pub(crate) async fn a_schedule_remembers_what_fired_and_what_was_missed(store: &impl PeopleStore) {
     let new = store.schedule(SHOP, "weekly", at(0)).await.unwrap();
     assert_eq!((new.created_at, new.last_due, new.missed), (at(0), None, 0));
     let again = store.schedule(SHOP, "weekly", at(99)).await.unwrap();
@@ -445,7 +482,7 @@ pub async fn a_schedule_remembers_what_fired_and_what_was_missed(store: &impl Pe
     );
 }
 
-pub async fn a_key_of_the_same_name_takes_the_place_of_the_first(store: &impl PeopleStore) {
+pub(crate) async fn a_key_of_the_same_name_takes_the_place_of_the_first(store: &impl PeopleStore) {
     let key = |name: &str, digest: u8| ApiKey {
         name: name.to_owned(),
         digest: [digest; 32],

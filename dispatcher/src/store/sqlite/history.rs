@@ -11,8 +11,8 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::tally::Tally;
 use super::{
-    SqliteStore, asked, corrupt, cursor, delivery_id, failed, json, millis, notification_id,
-    priority, state, timestamp, trail,
+    SqliteStore, asked, cursor, delivery_id, failed, json, millis, notification_id, priority,
+    state, timestamp, trail,
 };
 use crate::id::{DeliveryId, NotificationId, order};
 use crate::store::{
@@ -420,7 +420,12 @@ impl HistoryStore for SqliteStore {
         let channel = match channel.as_deref().map(|name| self.known_channel(name)) {
             None => None,
             Some(Some(number)) => Some(number),
-            Some(None) => return Ok(Page { items: Vec::new(), next: None }),
+            Some(None) => {
+                return Ok(Page {
+                    items: Vec::new(),
+                    next: None,
+                });
+            }
         };
         let statement = match (template, recipient) {
             (_, Some(_)) => NOTIFICATIONS_OF_RECIPIENT,
@@ -440,7 +445,11 @@ impl HistoryStore for SqliteStore {
             .bind(json(metadata))
             .bind(cursor::rows(paging))
             .bind(template)
-            .bind(recipient.as_deref().map(|id| order(id).to_be_bytes().to_vec()))
+            .bind(
+                recipient
+                    .as_deref()
+                    .map(|id| order(id).to_be_bytes().to_vec()),
+            )
             .bind(recipient)
             .fetch_all(&self.readers)
             .await
@@ -502,8 +511,15 @@ impl HistoryStore for SqliteStore {
         paging: &Paging,
     ) -> Result<Page<TrailEntry>, HistoryError> {
         let skip: usize = cursor::after(paging)?.unwrap_or(0);
-        let Some(found) = self.found(namespace, id).await.map_err(HistoryError::Store)? else {
-            return Ok(Page { items: Vec::new(), next: None });
+        let Some(found) = self
+            .found(namespace, id)
+            .await
+            .map_err(HistoryError::Store)?
+        else {
+            return Ok(Page {
+                items: Vec::new(),
+                next: None,
+            });
         };
         let own: Vec<trail::Line> = sqlx::query_as(TRAIL)
             .bind(found.row)
@@ -549,7 +565,10 @@ impl HistoryStore for SqliteStore {
     ) -> Result<Page<DeliveryRecord>, HistoryError> {
         let (ended_at, row): (i64, i64) = cursor::after(paging)?.unwrap_or((i64::MAX, i64::MAX));
         let Some(dead) = self.dead(namespace, filter) else {
-            return Ok(Page { items: Vec::new(), next: None });
+            return Ok(Page {
+                items: Vec::new(),
+                next: None,
+            });
         };
         let rows = sqlx::query(if dead.by_id { DEAD_BY_ID } else { DEAD })
             .bind(dead.namespace)

@@ -825,43 +825,12 @@ fn unanswered(error: sqlx::Error) -> HistoryError {
 #[cfg(test)]
 mod tests {
     use super::super::explain::reads_no_whole_table;
+    use super::super::tests::open;
     use super::*;
-    use crate::store::contract::people as contract;
-    use crate::store::sqlite::Options;
-
-    macro_rules! holds {
-        ($($promise:ident),* $(,)?) => {$(
-            #[tokio::test]
-            async fn $promise() {
-                let folder = tempfile::tempdir().unwrap();
-                contract::$promise(&open(folder.path()).await).await;
-            }
-        )*};
-    }
-
-    async fn open(folder: &std::path::Path) -> SqliteStore {
-        let options = Options {
-            synchronous: false,
-            ..Options::default()
-        };
-        SqliteStore::open(&folder.join("store.db"), options)
-            .await
-            .unwrap()
-    }
-
-    holds!(
-        a_recipient_is_read_as_it_was_written_and_replaced_whole,
-        of_two_with_one_id_in_one_batch_the_later_holds,
-        recipients_are_found_by_id_address_and_labels,
-        pages_of_people_and_members_meet_without_gap_or_overlap,
-        a_schedule_remembers_what_fired_and_what_was_missed,
-        a_key_of_the_same_name_takes_the_place_of_the_first,
-    );
 
     #[tokio::test]
     async fn no_question_reads_a_whole_table() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path()).await;
+        let opened = open().await;
         for statement in [
             BY_ID,
             BY_LABEL,
@@ -880,8 +849,8 @@ mod tests {
             LIST_SUPPRESSIONS,
             SCHEDULE,
         ] {
-            reads_no_whole_table(&store, statement, &[]).await;
+            reads_no_whole_table(&opened.store, statement, &[]).await;
         }
-        reads_no_whole_table(&store, END_MEMBERSHIPS_OF, &["groups"]).await;
+        reads_no_whole_table(&opened.store, END_MEMBERSHIPS_OF, &["groups"]).await;
     }
 }

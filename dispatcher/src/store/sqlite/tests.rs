@@ -1,14 +1,16 @@
 use super::*;
+use crate::store::contract::history::history_contract;
+use crate::store::contract::people::people_contract;
 use crate::store::contract::stages::store_contract;
 
 /// A store in a folder of its own.
-struct Opened {
-    store: SqliteStore,
+pub(super) struct Opened {
+    pub(super) store: SqliteStore,
     /// Deleted with it.
     _folder: tempfile::TempDir,
 }
 
-async fn open() -> Opened {
+pub(super) async fn open() -> Opened {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
         synchronous: false,
@@ -24,3 +26,5 @@ async fn open() -> Opened {
 }
 
 store_contract!(open);
+history_contract!(open);
+people_contract!(open);
