@@ -141,3 +141,44 @@ pub fn build(
 
 #[cfg(test)]
 mod fixtures;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use herald_crds::{LogSpec, SmtpSpec, WebhookSpec};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_is_built_without_its_server_its_secrets_or_a_runtime() {
+        let context = fixtures::context(Path::new("/nowhere"));
+        let provider = herald_crds::Provider {
+            name: "main".to_owned(),
+            ..Default::default()
+        };
+        let smtp = SmtpSpec {
+            host: "mail.nowhere.example".to_owned(),
+            from: "Shop <orders@shop.example>".to_owned(),
+            ..SmtpSpec::default()
+        };
+        for provider in [
+            herald_crds::Provider {
+                smtp: Some(smtp),
+                ..provider.clone()
+            },
+            herald_crds::Provider {
+                webhook: Some(WebhookSpec::default()),
+                ..provider.clone()
+            },
+            herald_crds::Provider {
+                log: Some(LogSpec::default()),
+                ..provider.clone()
+            },
+        ] {
+            assert!(build(&provider, &context).is_ok(), "{provider:?}");
+        }
+        let neither = build(&provider, &context).err().unwrap();
+        assert!(matches!(neither, BuildError::ChooseKind { provider } if provider == "main"));
+    }
+}

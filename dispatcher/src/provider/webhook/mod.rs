@@ -38,6 +38,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an unused connection is kept; shorter than the usual server keeps it, so that few are met closed.
 const IDLE: Duration = Duration::from_secs(15);
 
+/// The same where each recipient has a host of their own: what is kept grows with the number of hosts.
+const IDLE_MANY_HOSTS: Duration = Duration::from_secs(2);
+
 /// Longest pause that a receiver may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -128,7 +131,10 @@ impl Webhook {
                         allow_private: self.allow_private,
                     }))
                     .pool_max_idle_per_host(self.concurrency)
-                    .pool_idle_timeout(IDLE)
+                    .pool_idle_timeout(match self.url {
+                        Some(_) => IDLE,
+                        None => IDLE_MANY_HOSTS,
+                    })
                     .build()
                     .map_err(|e| failed(&e))
             })
