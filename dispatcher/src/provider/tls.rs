@@ -81,5 +81,5 @@ fn configure(roots: RootCertStore) -> Result<Arc<ClientConfig>, TlsError> {
 
 /// Whether a failed connection failed in TLS itself (a certificate, a version) rather than on the way.
 pub fn is_tls(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|e| e.is::<rustls::Error>())
+    matches!(error.get_ref(), Some(inner) if inner.is::<rustls::Error>())
 }

@@ -85,16 +85,12 @@ impl Log {
             },
         )?;
         line.push(b'\n');
-        match &self.spec.path {
-            Some(path) => {
-                let mut file: &File = self.file(Path::new(path))?;
-                file.write_all(&line)
-            }
-            None => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(&line).and_then(|()| stdout.flush())
-            }
+        if let Some(path) = &self.spec.path {
+            let mut file: &File = self.file(Path::new(path))?;
+            return file.write_all(&line);
         }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&line).and_then(|()| stdout.flush())
     }
 
     fn file(&self, path: &Path) -> io::Result<&File> {

@@ -96,12 +96,10 @@ pub fn compose(from: &Mailbox, delivery: &Delivery) -> Result<Mail, ComposeError
         }
         builder = builder.raw_header(field(name, value)?);
     }
+    let text = with_crlf(text);
     let message = match html {
-        Some(html) => builder.multipart(MultiPart::alternative_plain_html(
-            text.clone(),
-            html.clone(),
-        )),
-        None => builder.singlepart(SinglePart::plain(text.clone())),
+        Some(html) => builder.multipart(MultiPart::alternative_plain_html(text, with_crlf(html))),
+        None => builder.singlepart(SinglePart::plain(text)),
     }
     .map_err(|_| ComposeError::Build)?;
     Ok(Mail {
@@ -147,6 +145,20 @@ fn one_line(text: &str) -> String {
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// `text` with every line break as CR LF; `lettre` would do it too, in a time that grows with the square of the lines.
+fn with_crlf(text: &str) -> String {
+    let mut lines = String::with_capacity(text.len() + text.len() / 32 + 8);
+    let mut rest = text;
+    while let Some(end) = rest.find(['\r', '\n']) {
+        let (line, after) = rest.split_at(end);
+        lines.push_str(line);
+        lines.push_str("\r\n");
+        rest = after.strip_prefix("\r\n").unwrap_or(&after[1..]);
+    }
+    lines.push_str(rest);
+    lines
 }
 
 /// A mail as DATA wants it: every line break CR LF, every dot at the head of a line doubled, a dot alone at the end.

@@ -141,27 +141,21 @@ impl Reply {
         }
     }
 
+    /// Whether a refusal for good is about us rather than about this recipient or this message.
     fn concerns_us(&self, stage: Stage) -> bool {
-        match (stage, self.code, self.enhanced) {
-            // Authentication required, too weak or failed, whenever it is said.
-            (_, 530 | 534 | 535 | 538, _) | (_, _, Some(Enhanced(5, 7, 8 | 9 | 11))) => true,
+        match (self.code, self.enhanced) {
             // Too large: this message's matter, although it is said to the sender.
-            (Stage::Sender, 552, _) | (_, _, Some(Enhanced(5, 3, 4))) => false,
-            (
-                Stage::Greeting | Stage::Hello | Stage::StartTls | Stage::Auth | Stage::Sender,
-                ..,
-            ) => true,
-            // SPF, DKIM, DMARC, reverse DNS: how we send, not what.
-            (_, _, Some(Enhanced(5, 7, 20..=29))) => true,
-            // The relay does not let us, or the network we are in. Said of a message it is about its content.
-            (Stage::Recipient, _, Some(Enhanced(5, 7, 0 | 1))) => true,
-            (Stage::Recipient, _, None) => {
+            (552, None) | (_, Some(Enhanced(5, 3, 4))) => stage < Stage::Sender,
+            // Authentication required, too weak or failed; SPF, DKIM, DMARC, reverse DNS; a server that takes no mail.
+            (530 | 534 | 535 | 538, _)
+            | (_, Some(Enhanced(5, 7, 8 | 9 | 11 | 20..=29) | Enhanced(5, 3, 2))) => true,
+            // Not allowed to relay, or a network of bad repute. Said of a content it is about the content.
+            (_, Some(Enhanced(5, 7, 0 | 1))) => stage < Stage::Content,
+            (_, None) if stage == Stage::Recipient => {
                 let text = self.text().to_ascii_lowercase();
                 text.contains("relay") || text.contains("blocked using")
             }
-            // A server that does not take mail at present, or that does not understand us.
-            (_, _, Some(Enhanced(5, 3, 2))) => true,
-            _ => false,
+            _ => stage < Stage::Recipient,
         }
     }
 

@@ -37,8 +37,11 @@ const MAX_LINES: usize = 64;
 /// How long one of several addresses may take to connect before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far a conversation had come when the server refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How long a server that hung up may take to have said why: its words are on the way already.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How far a conversation had come when the server refused; in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// The server's first words.
     Greeting,
@@ -126,6 +129,13 @@ pub struct Mail {
     pub content: Vec<u8>,
 }
 
+impl Mail {
+    /// Whether an address has letters that only SMTPUTF8 (RFC 6531) carries.
+    fn needs_utf8(&self) -> bool {
+        !self.from.is_ascii() || !self.to.is_ascii()
+    }
+}
+
 /// A byte stream, protected or not.
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
@@ -136,12 +146,17 @@ struct Offers {
     start_tls: bool,
     pipelining: bool,
     utf8: bool,
-    auth_plain: bool,
-    auth_login: bool,
-    /// Most bytes of a message; `None`: not said.
+    /// The better of the two that we can; `None`: neither.
+    auth: Option<Mechanism>,
+    /// Most bytes of a message, `usize::MAX` for any number; `None`: MAIL may not say how long the message is.
     size: Option<usize>,
-    /// Whether MAIL may say how long the message is.
-    takes_size: bool,
+}
+
+/// How to authenticate (RFC 4616; LOGIN was never standardized and is what some offer alone).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mechanism {
+    Login,
+    Plain,
 }
 
 /// A connection on which mails can be sent, one after the other.
@@ -216,12 +231,8 @@ impl Session {
     /// After an error the session [may still be usable](Session::is_usable).
     pub async fn send(&mut self, mail: &Mail, handed: &AtomicBool) -> Result<Reply, Failure> {
         self.check(mail)?;
-        let utf8 = if mail.to.is_ascii() && mail.from.is_ascii() {
-            ""
-        } else {
-            " SMTPUTF8"
-        };
-        let size = if self.offers.takes_size {
+        let utf8 = if mail.needs_utf8() { " SMTPUTF8" } else { "" };
+        let size = if self.offers.size.is_some() {
             format!(" SIZE={}", mail.content.len())
         } else {
             String::new()
@@ -248,13 +259,22 @@ impl Session {
         // One write, so that the final dot leaves last or not at all.
         if let Err(error) = self.stream.get_mut().write_all(&mail.content).await {
             self.broken = true;
-            return Err(Failure::reset(&error));
+            return Err(self.last_words().await.unwrap_or(Failure::reset(&error)));
         }
         handed.store(true, Ordering::Release);
         self.flush().await?;
         let reply = self.expect(Stage::Content).await?;
         self.unfinished = false;
         Ok(reply)
+    }
+
+    /// Why the server hung up in the middle of a content, if it said so.
+    async fn last_words(&mut self) -> Option<Failure> {
+        let reply = tokio::time::timeout(LAST_WORDS_TIMEOUT, self.read()).await;
+        match reply {
+            Ok(Ok(reply)) if !reply.is_positive() => Some(Failure::Refused(Stage::Content, reply)),
+            _ => None,
+        }
     }
 
     /// All commands in one write, then all replies (RFC 2920); the first refusal counts.
@@ -286,7 +306,7 @@ impl Session {
     }
 
     fn check(&self, mail: &Mail) -> Result<(), Failure> {
-        if !self.offers.utf8 && !(mail.to.is_ascii() && mail.from.is_ascii()) {
+        if !self.offers.utf8 && mail.needs_utf8() {
             return Err(Failure::Unfit {
                 code: "smtp-5.6.7",
                 detail: "the address needs SMTPUTF8, which the server does not offer",
@@ -337,20 +357,22 @@ impl Session {
 
     async fn log_in(&mut self, user: &Hidden, password: &Hidden) -> Result<(), Failure> {
         let (user, password) = (user.expose(), password.expose());
-        let steps = if self.offers.auth_plain {
-            let token = STANDARD.encode(format!("\0{user}\0{password}"));
-            vec![format!("AUTH PLAIN {token}\r\n")]
-        } else if self.offers.auth_login {
-            vec![
+        let steps = match self.offers.auth {
+            Some(Mechanism::Plain) => {
+                let token = STANDARD.encode(format!("\0{user}\0{password}"));
+                vec![format!("AUTH PLAIN {token}\r\n")]
+            }
+            Some(Mechanism::Login) => vec![
                 "AUTH LOGIN\r\n".to_owned(),
                 format!("{}\r\n", STANDARD.encode(user)),
                 format!("{}\r\n", STANDARD.encode(password)),
-            ]
-        } else {
-            return Err(Failure::Broken {
-                code: "auth",
-                detail: "the server offers neither AUTH PLAIN nor AUTH LOGIN".to_owned(),
-            });
+            ],
+            None => {
+                return Err(Failure::Broken {
+                    code: "auth",
+                    detail: "the server offers neither AUTH PLAIN nor AUTH LOGIN".to_owned(),
+                });
+            }
         };
         for step in steps {
             self.write(step.as_bytes()).await?;
@@ -445,15 +467,17 @@ impl Offers {
                 "PIPELINING" => offers.pipelining = true,
                 "SMTPUTF8" => offers.utf8 = true,
                 "SIZE" => {
-                    offers.takes_size = true;
                     // 0 stands for no limit (RFC 1870).
-                    offers.size = words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+                    let most = words.next().and_then(|n| n.parse().ok());
+                    offers.size = Some(most.filter(|n| *n > 0).unwrap_or(usize::MAX));
                 }
                 "AUTH" => {
-                    for mechanism in words {
-                        offers.auth_plain |= mechanism.eq_ignore_ascii_case("PLAIN");
-                        offers.auth_login |= mechanism.eq_ignore_ascii_case("LOGIN");
-                    }
+                    let known = words.filter_map(|name| match name.to_ascii_uppercase().as_str() {
+                        "PLAIN" => Some(Mechanism::Plain),
+                        "LOGIN" => Some(Mechanism::Login),
+                        _ => None,
+                    });
+                    offers.auth = offers.auth.max(known.max());
                 }
                 _ => {}
             }

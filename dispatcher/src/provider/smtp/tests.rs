@@ -30,10 +30,10 @@ fn spec(port: u16) -> SmtpSpec {
     }
 }
 
-fn named(name: &str) -> Option<NameRef> {
-    Some(NameRef {
+fn named(name: &str) -> NameRef {
+    NameRef {
         name: name.to_owned(),
-    })
+    }
 }
 
 fn smtp_for(spec: &SmtpSpec, root: &Path) -> Smtp {
@@ -218,6 +218,23 @@ async fn a_reply_after_the_content_decides_by_its_code() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_within_the_content_is_heard_out() {
+    let server = Server::start(Options::default(), |_, command| {
+        (command == "DATA").then_some(Act::Last("354 go on\r\n552 5.3.4 too large"))
+    })
+    .await;
+    let mut large = delivery(ALICE, mail());
+    if let Rendered::Email { text, .. } = &mut large.content {
+        *text = "much to say\n".repeat(500_000);
+    }
+    let outcome = smtp(&server).send(&large, TIMEOUT).await;
+    assert!(
+        matches!(&outcome, Outcome::Permanent { reason, .. } if &*reason.code == "smtp-5.3.4"),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_connection_that_the_server_closed_meanwhile_is_replaced_and_costs_nothing() {
     // Hung up after the first mail; at the next mail's first command; with a last word at that moment.
     type Fault = fn(usize, &str) -> Option<Act>;
@@ -309,7 +326,7 @@ async fn authentication_uses_what_the_server_offers() {
         )
         .await;
         let mut spec = spec(server.address.port());
-        spec.credentials_ref = named("ses");
+        spec.credentials_ref = Some(named("ses"));
         assert_eq!(send(&smtp_for(&spec, folder.path())).await, sent());
         assert_eq!(server.met(0)[1..=expected.len()], *expected);
     }
@@ -332,14 +349,14 @@ async fn a_wrong_password_kills_no_mail_and_appears_nowhere() {
     )
     .await;
     let mut spec = spec(server.address.port());
-    spec.credentials_ref = named("ses");
+    spec.credentials_ref = Some(named("ses"));
     let Outcome::Transient(reason) = send(&smtp_for(&spec, folder.path())).await else {
         panic!("not transient");
     };
     assert_eq!(&*reason.code, "smtp-5.7.8");
     assert_eq!(reason.detail, "535 5.7.8 … may not come in with …");
 
-    spec.credentials_ref = named("absent");
+    spec.credentials_ref = Some(named("absent"));
     let outcome = send(&smtp_for(&spec, folder.path())).await;
     assert!(
         matches!(outcome, Outcome::Transient(r) if &*r.code == "credentials" && r.detail.contains("absent"))
@@ -362,7 +379,7 @@ async fn tls_and_starttls_trust_the_given_authority_for_the_servers_name() {
             .await;
             let mut spec = spec(server.address.port());
             spec.tls = Some(tls);
-            spec.ca_ref = named("corp-ca");
+            spec.ca_ref = Some(named("corp-ca"));
             let smtp = smtp_for(&spec, folder.path());
             if expected {
                 assert_eq!(send(&smtp).await, sent());
@@ -375,7 +392,7 @@ async fn tls_and_starttls_trust_the_given_authority_for_the_servers_name() {
             assert!(!server.verbs(0).contains(&"MAIL".to_owned()));
 
             // Nor does an authority that it was not told of suffice.
-            spec.ca_ref = named("corp-ca");
+            spec.ca_ref = Some(named("corp-ca"));
             certify("localhost", folder.path());
             let outcome = send(&smtp_for(&spec, folder.path())).await;
             assert!(matches!(outcome, Outcome::Transient(r) if &*r.code == "tls"));
@@ -390,7 +407,7 @@ async fn without_starttls_nothing_is_said_to_a_server_that_should_have_it() {
     let server = Server::start(Options::default(), |_, _| None).await;
     let mut spec = spec(server.address.port());
     spec.tls = Some(SmtpTls::StartTls);
-    spec.ca_ref = named("corp-ca");
+    spec.ca_ref = Some(named("corp-ca"));
     let outcome = send(&smtp_for(&spec, folder.path())).await;
     assert!(
         matches!(outcome, Outcome::Transient(r) if &*r.code == "tls" && r.detail.contains("STARTTLS"))
@@ -412,7 +429,7 @@ async fn words_slipped_in_before_the_handshake_are_not_taken_for_the_servers() {
     .await;
     let mut spec = spec(server.address.port());
     spec.tls = Some(SmtpTls::StartTls);
-    spec.ca_ref = named("corp-ca");
+    spec.ca_ref = Some(named("corp-ca"));
     let outcome = send(&smtp_for(&spec, folder.path())).await;
     assert!(matches!(outcome, Outcome::Transient(r) if &*r.code == "protocol"));
 }

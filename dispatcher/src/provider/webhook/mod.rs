@@ -42,7 +42,7 @@ const IDLE: Duration = Duration::from_secs(15);
 const IDLE_MANY_HOSTS: Duration = Duration::from_secs(2);
 
 /// Longest pause that a receiver may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
 
 /// Header fields that Herald or HTTP itself sets.
 const OWN_HEADERS: [&str; 12] = [

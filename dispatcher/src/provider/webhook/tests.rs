@@ -26,16 +26,19 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// For what never comes to an end.
 const SHORT: Duration = Duration::from_millis(300);
 
+/// Header fields and body of each request.
+type Received = Arc<Mutex<Vec<(Fields, Vec<u8>)>>>;
+
 /// A receiver, and what it received.
 struct Receiver {
     address: SocketAddr,
-    received: Arc<Mutex<Vec<(Fields, Vec<u8>)>>>,
+    received: Received,
 }
 
 impl Receiver {
     /// Answers every request with `answer`.
     async fn start(answer: impl Fn() -> Answer + Clone + Send + Sync + 'static) -> Self {
-        let received = Arc::<Mutex<Vec<(Fields, Vec<u8>)>>>::default();
+        let received = Received::default();
         let keep = Arc::clone(&received);
         let app = Router::new().fallback(async move |request: Request| {
             let (parts, body) = request.into_parts();
@@ -345,7 +348,7 @@ async fn a_status_counts_even_if_the_rest_of_the_answer_never_comes() {
         match outcome {
             Outcome::Sent { .. } => assert!(sent),
             Outcome::Transient(reason) => {
-                assert_eq!((sent, reason.detail.as_str()), (false, "HTTP 500: wait"))
+                assert_eq!((sent, reason.detail.as_str()), (false, "HTTP 500: wait"));
             }
             other => panic!("{other:?}"),
         }
