@@ -225,6 +225,7 @@ pub(crate) enum WriteError {
     Closed,
 }
 
+#[cfg(test)]
 impl WriteError {
     /// Whether the disk is full.
     pub(crate) fn is_full(&self) -> bool {
@@ -308,6 +309,7 @@ impl Writer {
 
     /// Stops where it is, as a crash would: what is not committed is lost, nobody is answered with success any more.
     /// Returns when the connection is closed.
+    #[cfg(test)]
     pub(crate) async fn abort(&self) {
         self.aborting.cancel();
         self.closed.cancelled().await;

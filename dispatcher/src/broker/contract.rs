@@ -7,7 +7,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -47,7 +47,9 @@ macro_rules! broker_contract {
             a_tail_reads_what_was_acknowledged
             the_last_message_id_covers_every_receipt
             giving_up_waiting_loses_nothing
+            giving_up_at_the_first_step_loses_nothing
             nothing_is_lost_while_consumers_come_and_go
+            nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share
         }
     };
     ($subject:expr => $($promise:ident)+) => {
@@ -420,6 +422,22 @@ pub async fn giving_up_waiting_loses_nothing(subject: &dyn Subject) {
     assert_eq!(texts(&read), numbers(0..100));
 }
 
+/// When nothing happens afterwards that would wake the consumer.
+pub async fn giving_up_at_the_first_step_loses_nothing(subject: &dyn Subject) {
+    let broker = subject.open().await;
+    publish(&*broker, &requests(), 0..5).await;
+    let mut consumer = consume(&*broker, &requests(), Sharing::Failover, 1).await;
+    for n in 0..5 {
+        let given_up = tokio::time::timeout(Duration::ZERO, consumer.receive()).await;
+        let message = match given_up {
+            Ok(message) => message.unwrap(),
+            Err(_) => soon(consumer.receive()).await,
+        };
+        assert_eq!(text(&message), n.to_string());
+        acknowledge(&*consumer, &[message]).await;
+    }
+}
+
 /// Four producers, and consumers that are dropped with what they hold.
 pub async fn nothing_is_lost_while_consumers_come_and_go(subject: &dyn Subject) {
     const EACH: u32 = 200;
@@ -457,4 +475,44 @@ pub async fn nothing_is_lost_while_consumers_come_and_go(subject: &dyn Subject) 
         producer.await.unwrap();
     }
     nothing(&mut *consumer).await;
+}
+
+/// Four consumers at once, each of which is dropped again and again with what it holds.
+pub async fn nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share(
+    subject: &dyn Subject,
+) {
+    const MESSAGES: u32 = 1000;
+    let broker = subject.open().await;
+    for start in (0..MESSAGES).step_by(100) {
+        publish(&*broker, &requests(), start..start + 100).await;
+    }
+    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
+    let consumers: Vec<_> = (0..4usize)
+        .map(|number| {
+            let (broker, acknowledged) = (Arc::clone(&broker), Arc::clone(&acknowledged));
+            tokio::spawn(async move {
+                let is_done = || acknowledged.lock().unwrap().len() == MESSAGES as usize;
+                let deadline = tokio::time::Instant::now() + SOON;
+                while !is_done() {
+                    let mut consumer = consume(&*broker, &requests(), Sharing::KeyShared, 7).await;
+                    let acknowledger = consumer.acknowledger();
+                    for round in 0..(20 + 3 * number) {
+                        let received = tokio::time::timeout(A_WHILE / 10, consumer.receive()).await;
+                        let Ok(message) = received else { break };
+                        let message = message.unwrap();
+                        let again = acknowledged.lock().unwrap().contains(&text(&message));
+                        assert!(!again, "{} came after its acknowledgement", text(&message));
+                        if round % 5 != number {
+                            soon(acknowledger.acknowledge(&[message.id])).await;
+                            acknowledged.lock().unwrap().insert(text(&message));
+                        }
+                    }
+                    assert!(tokio::time::Instant::now() < deadline, "some never came");
+                }
+            })
+        })
+        .collect();
+    for consumer in consumers {
+        consumer.await.unwrap();
+    }
 }

@@ -336,7 +336,7 @@ impl<B: Broker> Tail for FaultyTail<B> {
             if !self.shared.strikes(self.shared.faults.delay_tail) {
                 return Ok(message);
             }
-            let part = self.shared.random(|chance| chance.random::<f64>());
+            let part = self.shared.random(RngExt::random::<f64>);
             let until = Instant::now() + self.shared.faults.tail_delay.mul_f64(part);
             self.withheld = Some((message, until));
             until
