@@ -486,12 +486,12 @@ pub async fn nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share(
     for start in (0..MESSAGES).step_by(100) {
         publish(&*broker, &requests(), start..start + 100).await;
     }
-    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
+    let settled = Arc::new(Mutex::new(BTreeSet::new()));
     let consumers: Vec<_> = (0..4usize)
         .map(|number| {
-            let (broker, acknowledged) = (Arc::clone(&broker), Arc::clone(&acknowledged));
+            let (broker, settled) = (Arc::clone(&broker), Arc::clone(&settled));
             tokio::spawn(async move {
-                let is_done = || acknowledged.lock().unwrap().len() == MESSAGES as usize;
+                let is_done = || settled.lock().unwrap().len() == MESSAGES as usize;
                 let deadline = tokio::time::Instant::now() + SOON;
                 while !is_done() {
                     let mut consumer = consume(&*broker, &requests(), Sharing::KeyShared, 7).await;
@@ -500,11 +500,11 @@ pub async fn nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share(
                         let received = tokio::time::timeout(A_WHILE / 10, consumer.receive()).await;
                         let Ok(message) = received else { break };
                         let message = message.unwrap();
-                        let again = acknowledged.lock().unwrap().contains(&text(&message));
+                        let again = settled.lock().unwrap().contains(&text(&message));
                         assert!(!again, "{} came after its acknowledgement", text(&message));
                         if round % 5 != number {
                             soon(acknowledger.acknowledge(&[message.id])).await;
-                            acknowledged.lock().unwrap().insert(text(&message));
+                            settled.lock().unwrap().insert(text(&message));
                         }
                     }
                     assert!(tokio::time::Instant::now() < deadline, "some never came");
