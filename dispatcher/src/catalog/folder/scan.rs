@@ -83,7 +83,11 @@ pub(super) fn look(dir: &Path) -> Result<BTreeMap<PathBuf, Fingerprint>, ScanErr
     let mut entries = 0;
     let mut folders = vec![(PathBuf::new(), 0)];
     while let Some((folder, depth)) = folders.pop() {
-        let path = dir.join(&folder);
+        let path = if depth == 0 {
+            dir.to_owned()
+        } else {
+            dir.join(&folder)
+        };
         let list = |source| ScanError::ListFolder {
             path: path.clone(),
             source,

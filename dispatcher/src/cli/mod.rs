@@ -1,0 +1,165 @@
+//! What people type: the program `herald`.
+//!
+//! Each subcommand is a module with its arguments and a `run` that writes to whatever it is given, so that a test
+//! reads what a person would. Colours are written always and taken out by the program unless it writes to a terminal.
+
+pub mod completions;
+pub mod lint;
+pub mod render;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::{Parser, Subcommand};
+
+use crate::catalog::folder::ScanError;
+
+/// Notifications declared as YAML, sent with one HTTP request.
+#[derive(Debug, Parser)]
+#[command(
+    name = "herald",
+    version,
+    about,
+    long_about = "Notifications declared as YAML, sent with one HTTP request.\n\n\
+                  Channels, templates, groups and schedules are YAML files in a folder, or resources in Kubernetes. \
+                  `herald lint` says what is wrong with a folder, `herald render` shows what a template says.",
+    after_help = "Every command explains itself, with an example: herald lint --help",
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `herald` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say everything that is wrong with a folder of YAML.
+    #[command(long_about = lint::HELP)]
+    Lint(lint::Args),
+    /// Show what a template says.
+    #[command(long_about = render::HELP)]
+    Render(render::Args),
+    /// Print a script that completes commands in a shell.
+    #[command(long_about = completions::HELP)]
+    Completions(completions::Args),
+}
+
+impl Cli {
+    /// Does what was asked; writes to `out`. Blocks.
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, CliError> {
+        match self.command {
+            Command::Lint(args) => lint::run(&args, out),
+            Command::Render(args) => render::run(&args, out),
+            Command::Completions(args) => completions::run(&args, out),
+        }
+    }
+}
+
+/// Why a command could not do what was asked. What it found out is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The folder cannot be looked through.
+    #[error("{0}")]
+    OpenFolder(#[source] ScanError),
+    /// A file that was named cannot be read.
+    #[error("{} cannot be read: {source}", file.display())]
+    ReadFile {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was given as parameters is neither JSON nor YAML.
+    #[error("{place}: {message}")]
+    ReadParameters {
+        /// File and line.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// There is no such template, or more than one.
+    #[error("{0}")]
+    FindTemplate(String),
+    /// The template has no such sample.
+    #[error("template {template} has no sample {sample:?}; it has {known}")]
+    FindSample {
+        /// The template's full name.
+        template: String,
+        /// The sample asked for.
+        sample: String,
+        /// Those there are.
+        known: String,
+    },
+    /// There is no HTML to show.
+    #[error("{0}")]
+    ShowHtml(String),
+    /// The output cannot be written: the disk is full, or nobody reads it any more.
+    #[error("the output cannot be written: {0}")]
+    Print(#[source] io::Error),
+}
+
+/// What is wrong.
+const BAD: Style = AnsiColor::Red.on_default().bold();
+/// What is right.
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+/// What stands out.
+const BOLD: Style = Style::new().bold();
+/// What stands back.
+const DIM: Style = Style::new().dimmed();
+
+/// `text` in `style`.
+fn paint(style: Style, text: &str) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// `text` without what could steer a terminal: line breaks and tabs stay.
+fn harmless(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => safe.push(c),
+            c if c.is_control() => safe.extend(c.escape_default()),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// `3 files`, `1 file`.
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_by_an_example() {
+        for command in Cli::command().get_subcommands_mut() {
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&format!("herald {name} ")), "{help}");
+            assert!(help.contains("Example"), "{help}");
+        }
+    }
+
+    #[test]
+    fn what_could_steer_a_terminal_is_shown_instead() {
+        assert_eq!(harmless("a\u{1b}[2Jb\n\tc\r"), "a\\u{1b}[2Jb\n\tc\\r");
+    }
+}
