@@ -7,6 +7,9 @@
 //!   (round, rank, attempt) is; what remains equal is decided by the state, the time and the text, so that it is decided;
 //! - a retry is beyond a row that has not ended if its attempt is not behind the one that the row waits for;
 //! - an event of a later round is beyond everything of an earlier one.
+//!
+//! Of one attempt at most one retry is told, since a second copy of it is dropped as settled; should two pods tell two
+//! all the same, the row keeps the one that came first.
 
 use std::cmp::Ordering;
 
@@ -128,13 +131,13 @@ pub(super) fn fold(row: &mut Row, carried: &mut Carried, event: &Event, trail: &
     match end {
         None => {
             trail.push(line(row.row, at, event));
-            retry(row, carried, event, at);
+            retry(row, carried, event, at, trail);
         }
         Some((state, said)) => finish(row, carried, event, at, state, said, trail),
     }
 }
 
-fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64) {
+fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64, trail: &mut Vec<Line>) {
     let beyond = match event.round.cmp(&row.round) {
         Ordering::Less => false,
         Ordering::Equal => row.ended_at.is_none() && event.attempt >= row.attempt,
@@ -143,6 +146,8 @@ fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64) {
     if !beyond {
         return;
     }
+    displace(row, trail);
+    let stale = may_carry(row, carried);
     row.round = event.round;
     row.attempt = event.attempt.saturating_add(1);
     row.tried = event.tried;
@@ -166,6 +171,10 @@ fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64) {
             *carried = Carried::Put(super::json(delivery).into_bytes());
         }
         Step::Retrying { error, .. } => {
+            // What goes out next is with the relay; what came back before is older than that.
+            if stale {
+                *carried = Carried::Dropped;
+            }
             row.waiting = 0;
             row.state = State::Retrying;
             row.said = said(error);
@@ -207,28 +216,17 @@ fn finish(
             return;
         }
     }
-    if row.state == State::Sent {
-        // It was told by the row alone so far, and is to be told still.
-        let sent_at = row.ended_at.unwrap_or(row.heard_at);
-        trail.push(Line(
-            row.row,
-            sent_at,
-            row.round,
-            row.attempt,
-            "sent",
-            sent(&row.said),
-        ));
-    }
+    displace(row, trail);
     if state != State::Sent {
         trail.push(line(row.row, at, event));
     }
-    let may_carry = *carried != Carried::Kept || row.attempt > 1 || row.round > 0;
+    let stale = may_carry(row, carried);
     *carried = match &event.step {
         Step::Failed {
             delivery: Some(delivery),
             ..
         } if !delivery.sensitive => Carried::Put(super::json(delivery).into_bytes()),
-        _ if may_carry => Carried::Dropped,
+        _ if stale => Carried::Dropped,
         _ => Carried::Kept,
     };
     row.state = state;
@@ -239,6 +237,19 @@ fn finish(
     row.tried = event.tried;
     row.ended_at = Some(at);
     row.said = said;
+}
+
+/// Before a row is overwritten: a `sent` that it alone told of so far is to be told still.
+fn displace(row: &Row, trail: &mut Vec<Line>) {
+    if let (State::Sent, Some(at)) = (row.state, row.ended_at) {
+        let detail = sent(&row.said);
+        trail.push(Line(row.row, at, row.round, row.attempt, "sent", detail));
+    }
+}
+
+/// Whether there may be a delivery that the row carries: never while it is out, or waits, for the first time.
+fn may_carry(row: &Row, carried: &Carried) -> bool {
+    *carried != Carried::Kept || row.attempt > 1 || row.round > 0 || row.ended_at.is_some()
 }
 
 fn said(failure: &Failure) -> Said {

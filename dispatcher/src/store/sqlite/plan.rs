@@ -261,15 +261,11 @@ impl PlanStore for SqliteStore {
             })
             .await?;
         }
-        let rows: Vec<(i64, Vec<u8>, i64, String, i64, Option<i64>)> = sqlx::query_as(
-            "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows, n.confirmed
-             FROM notifications AS n JOIN requests AS r ON r.notification = n.seq
-             WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1",
-        )
-        .bind(limit as i64)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(failed)?;
+        let rows: Vec<(i64, Vec<u8>, i64, String, i64, Option<i64>)> = sqlx::query_as(UNRESOLVED)
+            .bind(limit as i64)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
         rows.into_iter()
             .map(|(packed, request, priority, cursor, rows, confirmed)| {
                 Ok(Unresolved {
@@ -664,17 +660,23 @@ async fn write_rows(
     Ok(())
 }
 
+pub(super) const UNRESOLVED: &str =
+    "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows,
+        n.confirmed
+    FROM notifications AS n CROSS JOIN requests AS r ON r.notification = n.seq
+    WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1";
+
 const IDS: &str = "SELECT j.value ->> 1, r.recipient FROM json_each(?2) AS j
     LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = (j.value ->> 0) AND r.id = (j.value ->> 1)
     ORDER BY j.key";
 
-const MANAGED: &str = "SELECT m.id, r.recipient FROM members AS m
+pub(super) const MANAGED: &str = "SELECT m.id, r.recipient FROM members AS m
     LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
     WHERE m.group_id = (SELECT id FROM groups WHERE namespace = ?1 AND name = ?2)
         AND m.valid_from <= ?3 AND (m.valid_to IS NULL OR m.valid_to > ?3) AND (m.ord, m.id) > (?4, ?5)
     ORDER BY m.ord, m.id LIMIT ?6";
 
-const LABELLED: &str = "SELECT m.id, r.recipient FROM recipient_labels AS m
+pub(super) const LABELLED: &str = "SELECT m.id, r.recipient FROM recipient_labels AS m
     LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
     WHERE m.namespace = ?1 AND m.key = ?2 AND m.value = ?3
         AND m.valid_from <= ?5 AND (m.valid_to IS NULL OR m.valid_to > ?5) AND (m.ord, m.id) > (?6, ?7)

@@ -318,6 +318,16 @@ impl WaitingStore for SqliteStore {
                 .execute(&mut *c)
                 .await
                 .map_err(failed)?;
+                // Dead letters go on carrying their deliveries, unless those must not be kept.
+                sqlx::query(
+                    "DELETE FROM carried WHERE row IN (
+                         SELECT d.row FROM json_each(?1) AS j CROSS JOIN deliveries AS d ON d.row = j.value
+                         CROSS JOIN notifications AS n ON n.seq = d.notification WHERE n.sensitive = 1)",
+                )
+                .bind(json(&numbers))
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
                 tally.apply(c).await?;
                 Ok(numbers.len() as u64)
             })

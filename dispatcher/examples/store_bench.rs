@@ -1,0 +1,279 @@
+//! How fast the embedded store is, step by step and all at once, on this machine's disk.
+//!
+//! `cargo run --release -p herald-dispatcher --example store_bench -- [ROWS] [FOLDER]`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use herald_crds::Priority;
+use herald_dispatcher::id::{DeliveryId, NotificationId, order};
+use herald_dispatcher::message::{Event, Events, Request, Step, SystemState, To};
+use herald_dispatcher::store::sqlite::{Options, SqliteStore};
+use herald_dispatcher::store::{
+    Cursor, NewDelivery, PlanStore, RecordStore, Turn, Waiting, WaitingStore,
+};
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+const CHANNEL: &str = "shop/log";
+const STEP: usize = 500;
+const EVENTS: usize = 5_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let rows = arguments
+        .next()
+        .map_or(Ok(200_000), |n| n.parse::<usize>())
+        .context("ROWS is a number")?;
+    let folder = arguments
+        .next()
+        .map_or_else(std::env::temp_dir, PathBuf::from);
+    let path = folder.join(format!("herald-store-bench-{}.db", std::process::id()));
+    let store = SqliteStore::open(&path, Options::default()).await?;
+
+    println!("one notification of {rows} rows:");
+    let out = alone(&store, "large", rows, 1).await?;
+    record(&store, &out).await?;
+
+    let singles = rows / 5;
+    println!("{singles} notifications of one row:");
+    let out = alone(&store, "small", singles, singles).await?;
+    record(&store, &out).await?;
+
+    println!("one notification of {rows} rows, all steps at once:");
+    together(&store, rows).await?;
+    println!(
+        "resident {} MiB, file {} MiB",
+        resident()? / 1024,
+        std::fs::metadata(&path)?.len() / (1024 * 1024)
+    );
+    store.close().await;
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        let _ = std::fs::remove_file(name);
+    }
+    Ok(())
+}
+
+/// Plans, then releases; answers what is out.
+async fn alone(
+    store: &SqliteStore,
+    key: &str,
+    rows: usize,
+    notifications: usize,
+) -> Result<Vec<Waiting>> {
+    let began = Instant::now();
+    let mut requests = Vec::with_capacity(notifications);
+    for n in 0..notifications {
+        requests.push(Arc::new(request(&format!("{key}-{n}"))?));
+    }
+    for some in requests.chunks(200) {
+        store.insert_notifications(&[], some).await?;
+    }
+    if notifications > 1 {
+        told("insert", notifications, began.elapsed());
+    }
+    let people = people(rows / notifications);
+    let began = Instant::now();
+    // As the planner does: several notifications are resolved at a time.
+    for some in requests.chunks(64) {
+        let steps = some.iter().map(|request| plan(store, &request.id, &people));
+        futures::future::try_join_all(steps).await?;
+    }
+    told("resolve", rows, began.elapsed());
+
+    let began = Instant::now();
+    let mut out = Vec::with_capacity(rows);
+    let mut turn = Turn::default();
+    loop {
+        let (mut chunk, next) = store.chunk(CHANNEL, Priority::Normal, turn, STEP).await?;
+        if chunk.is_empty() {
+            break;
+        }
+        turn = next;
+        release(store, &chunk).await?;
+        out.append(&mut chunk);
+    }
+    ensure!(out.len() == rows, "{} of {rows} rows came out", out.len());
+    told("chunk and release", rows, began.elapsed());
+    Ok(out)
+}
+
+async fn record(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
+    let began = Instant::now();
+    for some in out.chunks(EVENTS) {
+        tell(store, some).await?;
+    }
+    told("record", out.len(), began.elapsed());
+    let left = store.unended().await?;
+    ensure!(left == (0, 0), "{left:?} have not ended");
+    Ok(())
+}
+
+/// All steps side by side, as in a running process.
+async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
+    let request = Arc::new(request("together")?);
+    store
+        .insert_notifications(&[], &[Arc::clone(&request)])
+        .await?;
+    let people = people(rows);
+    let began = Instant::now();
+    let (out, told_of) = tokio::sync::mpsc::unbounded_channel::<Waiting>();
+    let planning = plan(store, &request.id, &people);
+    let releasing = async {
+        let mut released = 0;
+        while released < rows {
+            let turn = Turn::default();
+            let (chunk, _) = store.chunk(CHANNEL, Priority::Normal, turn, STEP).await?;
+            release(store, &chunk).await?;
+            released += chunk.len();
+            for waiting in chunk {
+                out.send(waiting)?;
+            }
+        }
+        drop(out);
+        println!(
+            "  all released after {:.1} s",
+            began.elapsed().as_secs_f64()
+        );
+        anyhow::Ok(())
+    };
+    let recording = async {
+        let mut told_of = told_of;
+        let mut some = Vec::with_capacity(EVENTS);
+        while told_of.recv_many(&mut some, EVENTS).await > 0 {
+            tell(store, &some).await?;
+            some.clear();
+        }
+        anyhow::Ok(())
+    };
+    tokio::try_join!(planning, releasing, recording)?;
+    told("all", rows, began.elapsed());
+    Ok(())
+}
+
+async fn plan(store: &SqliteStore, id: &NotificationId, people: &[Arc<str>]) -> Result<()> {
+    let channel: Arc<str> = CHANNEL.into();
+    let mut from = Cursor::default();
+    let mut steps = people.chunks(STEP).peekable();
+    while let Some(step) = steps.next() {
+        let rows: Vec<_> = step
+            .iter()
+            .map(|person| {
+                let endpoint: Arc<str> = format!("{person}@mail.example").into();
+                NewDelivery {
+                    id: DeliveryId::new(id, person, &channel, 0, &endpoint, 0),
+                    recipient: Arc::clone(person),
+                    channel: Arc::clone(&channel),
+                    endpoint,
+                    locale: "ko".into(),
+                    due: Timestamp::UNIX_EPOCH,
+                    suppressed: None,
+                }
+            })
+            .collect();
+        let next = steps.peek().map(|_| Cursor {
+            source: 0,
+            after: step.last().map(|last| (order(last), last.to_string())),
+        });
+        let done = store
+            .resolve_step(id, &from, next.as_ref(), &rows, Timestamp::now())
+            .await?;
+        ensure!(done, "a step was refused");
+        from = next.unwrap_or_default();
+    }
+    Ok(())
+}
+
+async fn release(store: &SqliteStore, chunk: &[Waiting]) -> Result<()> {
+    let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
+    store.released(&rows, Timestamp::now()).await?;
+    Ok(())
+}
+
+async fn tell(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
+    let now = Timestamp::now();
+    let events: Vec<_> = out
+        .chunks(STEP)
+        .map(|some| Events {
+            outcomes: some
+                .iter()
+                .map(|waiting| Event {
+                    delivery: waiting.id,
+                    notification: waiting.notification,
+                    at: now,
+                    round: 0,
+                    attempt: 1,
+                    tried: 1,
+                    priority: Priority::Normal,
+                    step: Step::Sent {
+                        provider: "null".into(),
+                        provider_id: Some(waiting.id.to_string()),
+                        milliseconds: 1,
+                    },
+                })
+                .collect(),
+            ..Events::default()
+        })
+        .collect();
+    store.record(CHANNEL, &events).await?;
+    Ok(())
+}
+
+fn people(n: usize) -> Vec<Arc<str>> {
+    let mut people: Vec<Arc<str>> = (0..n).map(|n| format!("person-{n}").into()).collect();
+    people.sort_by_cached_key(|person| order(person));
+    people
+}
+
+fn request(key: &str) -> Result<Request> {
+    Ok(Request {
+        id: NotificationId::from_key("shop", "bench", key),
+        namespace: "shop".into(),
+        sender: "bench".into(),
+        body: "sha256:0123456789abcdef".into(),
+        template: "news".into(),
+        definition: "sha256:1".into(),
+        groups: None,
+        priority: Priority::Normal,
+        recipients: vec![To::Group("shop/everybody".into())],
+        parameters: RawValue::from_string(r#"{"headline":"measured"}"#.to_owned())?,
+        sensitive: false,
+        channels: Vec::new(),
+        accepted_at: Timestamp::now(),
+        send_at: None,
+        expires_at: None,
+        spread_over_seconds: 0,
+        confirm_recipients: None,
+        metadata: BTreeMap::new(),
+        traceparent: None,
+        system: SystemState::default(),
+    })
+}
+
+fn told(what: &str, n: usize, took: Duration) {
+    println!(
+        "  {what:<20} {:>9.0} per second ({:.2} µs each)",
+        n as f64 / took.as_secs_f64(),
+        took.as_secs_f64() * 1e6 / n as f64
+    );
+}
+
+/// KiB in memory.
+fn resident() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS"))
+        .context("no VmRSS")?;
+    Ok(line
+        .split_whitespace()
+        .nth(1)
+        .context("no number")?
+        .parse()?)
+}
