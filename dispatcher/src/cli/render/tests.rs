@@ -38,7 +38,7 @@ fn every_medium_is_shown_with_the_usual_sample() {
         "Subject: Your order A-1042 is on its way",
         "Reply-To: Shop support <support@shop.example>",
         "X-Entity-Ref-ID: A-1042",
-        "good news: your parcel left our warehouse",
+        "ParcelPost",
         "bytes of HTML",
         "── webhook ──",
         "{\"type\": \"order.shipped\", \"order\": \"A-1042\", \"total\": 68.45}",
