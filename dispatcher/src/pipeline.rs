@@ -3,6 +3,9 @@
 //! For each declared Channel there is a ledger, a recorder, a releaser and a worker; when the Channel's declaration
 //! changes its worker is replaced, when it is deleted what waits for it ends.
 
+#[cfg(test)]
+mod histories;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -193,8 +196,13 @@ impl Pipeline {
         }
     }
 
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.channels.parts.metrics
+    }
+
     /// Stops taking, finishes what is being sent, records its outcomes, and returns; within the drain time, twice at most.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;
         self.channels.finish_recording().await;
