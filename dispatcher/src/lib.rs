@@ -16,7 +16,7 @@
 //!
 //! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. [`pipeline`] puts the
-//! stages behind accepting into one process, `local` everything, [`cli`] is what people type.
+//! stages behind accepting into one process, [`local`] everything, [`cli`] is what people type.
 
 pub mod accept;
 pub mod api;
@@ -26,6 +26,7 @@ pub mod cli;
 pub mod deliver;
 pub mod fanout;
 pub mod id;
+pub mod local;
 pub mod message;
 pub mod metrics;
 pub mod people;

@@ -95,19 +95,25 @@ pub enum LocalError {
         source: io::Error,
     },
     /// The queue cannot be opened.
-    #[error("{reason}; if another herald works in this folder, stop it, or name another place with --state DIR")]
+    #[error(
+        "{reason}; if another herald works in this folder, stop it, or name another place with --state DIR"
+    )]
     OpenQueue {
         /// What is wrong.
         reason: String,
     },
     /// The history cannot be opened.
-    #[error("{source}; if another herald works in this folder, stop it, or name another place with --state DIR")]
+    #[error(
+        "{source}; if another herald works in this folder, stop it, or name another place with --state DIR"
+    )]
     OpenHistory {
         /// What is wrong.
         source: StoreError,
     },
     /// The port is taken, or not ours to take.
-    #[error("cannot listen on {address}: {source}; name another address with --listen ADDRESS:PORT")]
+    #[error(
+        "cannot listen on {address}: {source}; name another address with --listen ADDRESS:PORT"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -147,15 +153,25 @@ impl Local {
         tls::install_crypto();
         let metrics = Arc::new(Metrics::default());
         let catalog = Arc::new(
-            FolderCatalog::open(&options.dir, options.namespace.clone()).map_err(LocalError::ReadFolder)?,
+            FolderCatalog::open(&options.dir, options.namespace.clone())
+                .map_err(LocalError::ReadFolder)?,
         );
-        let listener = TcpListener::bind(options.listen)
-            .await
-            .map_err(|source| LocalError::Listen { address: options.listen, source })?;
+        let listener =
+            TcpListener::bind(options.listen)
+                .await
+                .map_err(|source| LocalError::Listen {
+                    address: options.listen,
+                    source,
+                })?;
         let address = listener.local_addr().unwrap_or(options.listen);
-        let state = options.state.clone().unwrap_or_else(|| options.dir.join(".herald"));
-        std::fs::create_dir_all(&state)
-            .map_err(|source| LocalError::MakeState { path: state.clone(), source })?;
+        let state = options
+            .state
+            .clone()
+            .unwrap_or_else(|| options.dir.join(".herald"));
+        std::fs::create_dir_all(&state).map_err(|source| LocalError::MakeState {
+            path: state.clone(),
+            source,
+        })?;
 
         let queue = embedded::Options {
             retention: options.timing.horizon,
@@ -165,7 +181,9 @@ impl Local {
         };
         let broker = EmbeddedBroker::open(&state.join("queue.db"), queue)
             .await
-            .map_err(|error| LocalError::OpenQueue { reason: error.to_string() })?;
+            .map_err(|error| LocalError::OpenQueue {
+                reason: error.to_string(),
+            })?;
         let store = SqliteStore::open(&state.join("history.db"), sqlite::Options::default())
             .await
             .map_err(|source| LocalError::OpenHistory { source })?;
@@ -221,15 +239,30 @@ impl Local {
         tasks.spawn(async move {
             api::serve::serve(listener, router, drain, stopping.cancelled()).await;
         });
-        let schedules = Schedules::new(accept, Arc::clone(&catalog) as _, Arc::clone(&store) as _, Arc::clone(&metrics));
+        let schedules = Schedules::new(
+            accept,
+            Arc::clone(&catalog) as _,
+            Arc::clone(&store) as _,
+            Arc::clone(&metrics),
+        );
         let stopping = stop.clone();
         tasks.spawn(async move { schedules.run(stopping.cancelled()).await });
         let (watched, stopping) = (Arc::clone(&catalog), stop.clone());
         tasks.spawn(async move {
             stopping.run_until_cancelled(watched.keep_current()).await;
         });
-        tasks.spawn(note_definitions(Arc::clone(&catalog), Arc::clone(&store), Arc::clone(&metrics), stop.clone()));
-        tasks.spawn(measure(Arc::clone(&catalog), Arc::clone(&store), Arc::clone(&pipeline), stop.clone()));
+        tasks.spawn(note_definitions(
+            Arc::clone(&catalog),
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            stop.clone(),
+        ));
+        tasks.spawn(measure(
+            Arc::clone(&catalog),
+            Arc::clone(&store),
+            Arc::clone(&pipeline),
+            stop.clone(),
+        ));
         tasks.close();
         Ok(Self {
             address,
@@ -255,7 +288,10 @@ impl Local {
             self.tasks.wait().await;
             self.pipeline.stop().await;
         };
-        if tokio::time::timeout(self.timing.drain, drained).await.is_err() {
+        if tokio::time::timeout(self.timing.drain, drained)
+            .await
+            .is_err()
+        {
             tracing::warn!("not everything was finished in time: it is taken up at the next start");
         }
         self.broker.close().await;
@@ -268,12 +304,22 @@ fn providers(options: &Options) -> Providers {
     let allow_private_addresses = options.allow_private_addresses;
     Arc::new(move |declared, concurrency| {
         let credentials = credentials.clone();
-        provider::build(declared, &provider::Context { credentials, allow_private_addresses, concurrency })
+        provider::build(
+            declared,
+            &provider::Context {
+                credentials,
+                allow_private_addresses,
+                concurrency,
+            },
+        )
     })
 }
 
 /// The API keys besides those in the database, and one that had to be made.
-async fn keys(store: &SqliteStore, given: Option<&str>) -> Result<(Vec<ApiKey>, Option<String>), StoreError> {
+async fn keys(
+    store: &SqliteStore,
+    given: Option<&str>,
+) -> Result<(Vec<ApiKey>, Option<String>), StoreError> {
     let key = |name: &str, key: &str| ApiKey {
         name: name.to_owned(),
         digest: Keys::digest(key),
@@ -286,7 +332,10 @@ async fn keys(store: &SqliteStore, given: Option<&str>) -> Result<(Vec<ApiKey>, 
     if !store.keys().await?.is_empty() {
         return Ok((Vec::new(), None));
     }
-    let new = format!("hk_{}", BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+    let new = format!(
+        "hk_{}",
+        BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+    );
     store.put_key(&key("admin", &new)).await?;
     Ok((Vec::new(), Some(new)))
 }
@@ -347,16 +396,29 @@ async fn measure(
     stop.run_until_cancelled(async {
         loop {
             for name in catalog.current().channels.keys() {
-                let Ok(backlog) = store.backlog(name).await else { continue };
+                let Ok(backlog) = store.backlog(name).await else {
+                    continue;
+                };
                 let load = pipeline.loads.get(name).unwrap_or_default();
                 for class in Priority::ALL {
                     let k = class.index();
-                    let labels = ChannelClass { channel: name.to_string(), priority: class.as_str() };
+                    let labels = ChannelClass {
+                        channel: name.to_string(),
+                        priority: class.as_str(),
+                    };
                     let metrics = pipeline.metrics();
-                    metrics.waiting.get_or_create(&labels).set(backlog[k].due as i64);
-                    let in_room = backlog[k].oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64());
+                    metrics
+                        .waiting
+                        .get_or_create(&labels)
+                        .set(backlog[k].due as i64);
+                    let in_room = backlog[k].oldest.map_or(0.0, |oldest| {
+                        Timestamp::now().duration_since(oldest).as_secs_f64()
+                    });
                     let in_hand = load.oldest[k].unwrap_or_default().as_secs_f64();
-                    metrics.oldest_waiting_seconds.get_or_create(&labels).set(in_room.max(in_hand));
+                    metrics
+                        .oldest_waiting_seconds
+                        .get_or_create(&labels)
+                        .set(in_room.max(in_hand));
                 }
             }
             tokio::time::sleep(MEASURE).await;

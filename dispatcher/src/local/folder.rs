@@ -30,12 +30,26 @@ impl Control for Reach {
         self.pipeline.orders.cancel(notification).await
     }
 
-    async fn cancel_template(&self, namespace: &str, template: &str) -> Result<Reached, ControlError> {
-        self.pipeline.orders.cancel_template(namespace, template).await
+    async fn cancel_template(
+        &self,
+        namespace: &str,
+        template: &str,
+    ) -> Result<Reached, ControlError> {
+        self.pipeline
+            .orders
+            .cancel_template(namespace, template)
+            .await
     }
 
-    async fn prioritize(&self, notification: &NotificationId, priority: Priority) -> Result<Reached, ControlError> {
-        self.pipeline.orders.prioritize(notification, priority).await
+    async fn prioritize(
+        &self,
+        notification: &NotificationId,
+        priority: Priority,
+    ) -> Result<Reached, ControlError> {
+        self.pipeline
+            .orders
+            .prioritize(notification, priority)
+            .await
     }
 
     fn rows_changed(&self) {
@@ -58,9 +72,10 @@ impl Control for Reach {
                 code: Arc::from("no-address"),
                 detail: format!("the address has nothing for {}", declared.spec.medium),
             }),
-            (_, Err(error)) => {
-                Outcome::Transient(Reason { code: Arc::from("provider"), detail: error.to_string() })
-            }
+            (_, Err(error)) => Outcome::Transient(Reason {
+                code: Arc::from("provider"),
+                detail: error.to_string(),
+            }),
         };
         let (name, provider_id, reason) = match outcome {
             Outcome::Sent { provider_id } => ("sent", provider_id, None),
@@ -81,7 +96,8 @@ impl Control for Reach {
 }
 
 fn test_delivery(channel: &str, medium: Medium, endpoint: &str) -> Delivery {
-    const TEXT: &str = "This is a test of the channel, sent by hand. Nothing is wrong and nothing is to be done.";
+    const TEXT: &str =
+        "This is a test of the channel, sent by hand. Nothing is wrong and nothing is to be done.";
     let notification = NotificationId::random();
     let now = Timestamp::now();
     let content = match medium {
@@ -96,12 +112,18 @@ fn test_delivery(channel: &str, medium: Medium, endpoint: &str) -> Delivery {
             body: None,
             parameters: Some(Arc::new(serde_json::json!({"test": true, "text": TEXT}))),
         },
-        _ => Rendered::Sms { text: TEXT.to_owned() },
+        _ => Rendered::Sms {
+            text: TEXT.to_owned(),
+        },
     };
     Delivery {
         id: DeliveryId::new(&notification, "", channel, 0, endpoint, 0),
         notification,
-        namespace: Arc::from(channel.split_once('/').map_or("", |(namespace, _)| namespace)),
+        namespace: Arc::from(
+            channel
+                .split_once('/')
+                .map_or("", |(namespace, _)| namespace),
+        ),
         template: Arc::from("channel-test"),
         recipient: Arc::from(""),
         endpoint: Arc::from(endpoint),
@@ -129,15 +151,22 @@ impl Editor for Edit {
         let catalog = Arc::clone(&self.0);
         blocking(move || {
             let (kind, name) = (resource.kind(), resource.name().to_owned());
-            let namespace = resource.namespace().unwrap_or(catalog.namespace()).to_owned();
+            let namespace = resource
+                .namespace()
+                .unwrap_or(catalog.namespace())
+                .to_owned();
             let document = match &resource {
                 Resource::Channel(one) => serde_json::to_value(one),
                 Resource::NotificationTemplate(one) => serde_json::to_value(one),
                 Resource::RecipientGroup(one) => serde_json::to_value(one),
                 Resource::Schedule(one) => serde_json::to_value(one),
             };
-            let document = document.map_err(|error| EditError::Write { reason: error.to_string() })?;
-            catalog.put(kind, &namespace, &name, document).map_err(refused)
+            let document = document.map_err(|error| EditError::Write {
+                reason: error.to_string(),
+            })?;
+            catalog
+                .put(kind, &namespace, &name, document)
+                .map_err(refused)
         })
         .await
     }
@@ -155,7 +184,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, EditError> {
     match tokio::task::spawn_blocking(edit).await {
         Ok(done) => done,
-        Err(error) => Err(EditError::Write { reason: error.to_string() }),
+        Err(error) => Err(EditError::Write {
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -166,11 +197,16 @@ fn refused(error: WriteError) -> EditError {
             problems: problems
                 .into_iter()
                 .map(|problem| {
-                    let place = problem.file.map(|file| format!("{file}:{} ", problem.line)).unwrap_or_default();
+                    let place = problem
+                        .file
+                        .map(|file| format!("{file}:{} ", problem.line))
+                        .unwrap_or_default();
                     Problem::new(problem.path, format!("{place}{}", problem.message))
                 })
                 .collect(),
         },
-        other => EditError::Write { reason: other.to_string() },
+        other => EditError::Write {
+            reason: other.to_string(),
+        },
     }
 }

@@ -11,12 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use herald_crds::RecipientRef;
 use crate::accept::{Accept, Scopes, SendRequest, Sender, SenderRate};
 use crate::broker::Broker;
 use crate::broker::embedded::{self, EmbeddedBroker};
-use crate::broker::faulty::{FaultyBroker, Faults};
+use crate::broker::faulty::{Faults, FaultyBroker};
 use crate::catalog::folder::FolderCatalog;
 use crate::deliver::worker::Guards;
 use crate::id::{DeliveryId, NotificationId};
@@ -27,6 +25,8 @@ use crate::provider::{Outcome, Provider, Reason};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{HistoryStore, Paging, RecordStore, State, Store};
 use crate::timing::Timing;
+use async_trait::async_trait;
+use herald_crds::RecipientRef;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -89,9 +89,18 @@ impl Provider for Flaky {
         };
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if fails {
-            return Outcome::Transient(Reason { code: Arc::from("flaky"), detail: String::new() });
+            return Outcome::Transient(Reason {
+                code: Arc::from("flaky"),
+                detail: String::new(),
+            });
         }
-        *self.recipients.sent.lock().unwrap().entry(delivery.id).or_default() += 1;
+        *self
+            .recipients
+            .sent
+            .lock()
+            .unwrap()
+            .entry(delivery.id)
+            .or_default() += 1;
         Outcome::Sent { provider_id: None }
     }
 }
@@ -145,7 +154,11 @@ impl Account {
             let _ = write!(text, "lost {}; ", self.lost);
         }
         if self.duplicates > bound {
-            let _ = write!(text, "{} duplicates, {bound} are admitted; ", self.duplicates);
+            let _ = write!(
+                text,
+                "{} duplicates, {bound} are admitted; ",
+                self.duplicates
+            );
         }
         if self.redriven > 0 {
             let _ = write!(text, "the sweep found {}; ", self.redriven);
@@ -169,13 +182,29 @@ struct Life {
 
 impl Life {
     fn begin(dir: &Path, seed: u64, guards: Guards, recipients: &Arc<Recipients>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (broker, store, accept, metrics, pipeline) = runtime.block_on(async {
             let metrics = Arc::new(Metrics::default());
-            let options = embedded::Options { synchronous: false, ..embedded::Options::default() };
-            let broker = EmbeddedBroker::open(&dir.join("broker.db"), options).await.unwrap();
-            let options = sqlite::Options { synchronous: false, ..sqlite::Options::default() };
-            let store = Arc::new(SqliteStore::open(&dir.join("store.db"), options).await.unwrap());
+            let options = embedded::Options {
+                synchronous: false,
+                ..embedded::Options::default()
+            };
+            let broker = EmbeddedBroker::open(&dir.join("broker.db"), options)
+                .await
+                .unwrap();
+            let options = sqlite::Options {
+                synchronous: false,
+                ..sqlite::Options::default()
+            };
+            let store = Arc::new(
+                SqliteStore::open(&dir.join("store.db"), options)
+                    .await
+                    .unwrap(),
+            );
             let faulty: Arc<dyn Broker> = Arc::new(FaultyBroker::new(broker.clone(), faults(seed)));
             let catalog = Arc::new(FolderCatalog::open(dir.join("folder"), "shop").unwrap());
             let recipients = Arc::clone(recipients);
@@ -185,7 +214,10 @@ impl Life {
                 catalog: Arc::clone(&catalog) as _,
                 providers: Arc::new(move |_, _| {
                     let rng = Mutex::new(StdRng::seed_from_u64(seed));
-                    Ok(Arc::new(Flaky { recipients: Arc::clone(&recipients), rng }))
+                    Ok(Arc::new(Flaky {
+                        recipients: Arc::clone(&recipients),
+                        rng,
+                    }))
                 }),
                 metrics: Arc::clone(&metrics),
                 timing: timing(),
@@ -203,12 +235,26 @@ impl Life {
             }));
             (broker, store, accept, metrics, pipeline)
         });
-        Self { runtime, broker, store, accept, metrics, _pipeline: pipeline }
+        Self {
+            runtime,
+            broker,
+            store,
+            accept,
+            metrics,
+            _pipeline: pipeline,
+        }
     }
 
     /// As SIGKILL would: nothing is finished, nothing is told.
     fn kill(self) {
-        let Self { runtime, broker, store, accept, metrics: _, _pipeline } = self;
+        let Self {
+            runtime,
+            broker,
+            store,
+            accept,
+            metrics: _,
+            _pipeline,
+        } = self;
         runtime.block_on(broker.abort());
         let closing = Arc::clone(&store);
         drop((accept, _pipeline));
@@ -228,7 +274,10 @@ fn history(seed: u64, guards: Guards) -> Account {
     std::fs::create_dir(dir.path().join("folder")).unwrap();
     std::fs::write(dir.path().join("folder/all.yaml"), FOLDER).unwrap();
     let recipients = Arc::new(Recipients::default());
-    let mut account = Account { kills: rng.random_range(1..=4), ..Account::default() };
+    let mut account = Account {
+        kills: rng.random_range(1..=4),
+        ..Account::default()
+    };
 
     let mut unsent: Vec<(String, SendRequest)> = (0..rng.random_range(10..40))
         .map(|n| {
@@ -239,7 +288,12 @@ fn history(seed: u64, guards: Guards) -> Account {
                 .unwrap()
             });
             let request = SendRequest {
-                template: if rng.random_bool(0.3) { "code" } else { "order" }.to_owned(),
+                template: if rng.random_bool(0.3) {
+                    "code"
+                } else {
+                    "order"
+                }
+                .to_owned(),
                 recipients: to.collect(),
                 parameters: serde_json::json!({"n": n}).as_object().unwrap().clone(),
                 ..SendRequest::default()
@@ -248,20 +302,31 @@ fn history(seed: u64, guards: Guards) -> Account {
         })
         .collect();
     let mut accepted: Vec<(NotificationId, usize)> = Vec::new();
-    let sender = Sender { name: Arc::from("test"), scopes: Scopes::EVERYTHING };
+    let sender = Sender {
+        name: Arc::from("test"),
+        scopes: Scopes::EVERYTHING,
+    };
 
     for life in 0..=account.kills {
         let is_last = life == account.kills;
         let running = Life::begin(dir.path(), seed ^ (life as u64) << 32, guards, &recipients);
-        let share = if is_last { unsent.len() } else { rng.random_range(0..=unsent.len()) };
+        let share = if is_last {
+            unsent.len()
+        } else {
+            rng.random_range(0..=unsent.len())
+        };
         let runs_for = Duration::from_millis(rng.random_range(5..120));
         running.runtime.block_on(async {
             let began = Instant::now();
             let mut sent_here = 0;
             while sent_here < share && (is_last || began.elapsed() < runs_for) {
-                let Some((key, request)) = unsent.first() else { break };
-                let answer =
-                    running.accept.accept(&sender, "shop", request.clone(), Some(key), None).await;
+                let Some((key, request)) = unsent.first() else {
+                    break;
+                };
+                let answer = running
+                    .accept
+                    .accept(&sender, "shop", request.clone(), Some(key), None)
+                    .await;
                 // Without a receipt the sender repeats with its key, here or in the next life.
                 if let Ok(answer) = answer {
                     let (_, request) = unsent.remove(0);
@@ -281,7 +346,9 @@ fn history(seed: u64, guards: Guards) -> Account {
                     let record = running.store.notification("shop", id).await.unwrap();
                     all_ended &= record.is_some_and(|record| record.ended());
                 }
-                if (all_ended && running.store.unended().await.unwrap() == (0, 0)) || began.elapsed() > PATIENCE {
+                if (all_ended && running.store.unended().await.unwrap() == (0, 0))
+                    || began.elapsed() > PATIENCE
+                {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -300,17 +367,36 @@ async fn settle_account(
     recipients: &Recipients,
     account: &mut Account,
 ) {
-    let paging = Paging { limit: 100, cursor: None };
+    let paging = Paging {
+        limit: 100,
+        cursor: None,
+    };
     for (id, count) in accepted {
         account.accepted += count;
-        let deliveries = life.store.deliveries("shop", id, None, &paging).await.unwrap().items;
+        let deliveries = life
+            .store
+            .deliveries("shop", id, None, &paging)
+            .await
+            .unwrap()
+            .items;
         account.lost += count.saturating_sub(deliveries.len());
         for delivery in deliveries {
-            let sent = recipients.sent.lock().unwrap().get(&delivery.id).copied().unwrap_or(0);
+            let sent = recipients
+                .sent
+                .lock()
+                .unwrap()
+                .get(&delivery.id)
+                .copied()
+                .unwrap_or(0);
             account.lost += usize::from(sent == 0 || delivery.state != State::Sent);
             account.sent += sent;
             account.duplicates += sent.saturating_sub(1);
-            let trail = life.store.trail("shop", &delivery.id, &paging).await.unwrap().items;
+            let trail = life
+                .store
+                .trail("shop", &delivery.id, &paging)
+                .await
+                .unwrap()
+                .items;
             let ends = trail.iter().filter(|entry| entry.step == "sent").count();
             // A duplicate astride a kill may have been told twice, by each life once; without one, once.
             account.ended_twice += usize::from(ends > sent.max(1));
@@ -330,13 +416,18 @@ fn run(seeds: impl Iterator<Item = u64> + Send, guards: Guards, until_first: boo
                     if until_first && !violations.lock().unwrap().is_empty() {
                         return;
                     }
-                    let Some(seed) = seeds.lock().unwrap().next() else { return };
+                    let Some(seed) = seeds.lock().unwrap().next() else {
+                        return;
+                    };
                     let account = history(seed, guards);
                     accepted.fetch_add(account.accepted, Ordering::Relaxed);
                     duplicates.fetch_add(account.duplicates, Ordering::Relaxed);
                     let wrong = account.violations();
                     if !wrong.is_empty() {
-                        violations.lock().unwrap().push(format!("HERALD_SEED={seed}: {wrong}{account:?}"));
+                        violations
+                            .lock()
+                            .unwrap()
+                            .push(format!("HERALD_SEED={seed}: {wrong}{account:?}"));
                     }
                 }
             });
@@ -352,7 +443,10 @@ fn run(seeds: impl Iterator<Item = u64> + Send, guards: Guards, until_first: boo
 }
 
 fn seeds(count: u64) -> Box<dyn Iterator<Item = u64> + Send> {
-    match std::env::var("HERALD_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    match std::env::var("HERALD_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
         Some(seed) => Box::new(std::iter::once(seed)),
         None => {
             let first: u64 = rand::random::<u32>().into();
@@ -370,18 +464,27 @@ fn nothing_is_lost_and_no_more_is_sent_twice_than_the_window_admits() {
 
 #[test]
 fn without_the_memory_of_what_is_settled_more_is_sent_twice() {
-    let guards = Guards { settled: false, ..Guards::default() };
+    let guards = Guards {
+        settled: false,
+        ..Guards::default()
+    };
     assert!(!run(seeds(HISTORIES), guards, true).is_empty());
 }
 
 #[test]
 fn without_knowing_what_is_in_hand_more_is_sent_twice() {
-    let guards = Guards { in_hand: false, ..Guards::default() };
+    let guards = Guards {
+        in_hand: false,
+        ..Guards::default()
+    };
     assert!(!run(seeds(HISTORIES), guards, true).is_empty());
 }
 
 #[test]
 fn without_waiting_for_the_tail_more_is_sent_twice() {
-    let guards = Guards { caught_up: false, ..Guards::default() };
+    let guards = Guards {
+        caught_up: false,
+        ..Guards::default()
+    };
     assert!(!run(seeds(HISTORIES), guards, true).is_empty());
 }
