@@ -36,5 +36,6 @@ pub mod provider;
 pub mod record;
 mod sqlite;
 pub mod store;
+pub mod telemetry;
 pub mod timing;
 pub mod waiting;

@@ -5,6 +5,7 @@
 
 pub mod completions;
 pub mod lint;
+pub mod local;
 pub mod render;
 
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use anstyle::{AnsiColor, Style};
 use clap::{Parser, Subcommand};
 
 use crate::catalog::folder::ScanError;
+use crate::local::LocalError;
 
 /// Notifications declared as YAML, sent with one HTTP request.
 #[derive(Debug, Parser)]
@@ -39,6 +41,9 @@ pub struct Cli {
 /// What `herald` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve the API and deliver, in one process.
+    #[command(long_about = local::HELP)]
+    Local(local::Args),
     /// Say everything that is wrong with a folder of YAML.
     #[command(long_about = lint::HELP)]
     Lint(lint::Args),
@@ -54,6 +59,7 @@ impl Cli {
     /// Does what was asked; writes to `out`. Blocks.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, CliError> {
         match self.command {
+            Command::Local(args) => local::run(args, out),
             Command::Lint(args) => lint::run(&args, out),
             Command::Render(args) => render::run(&args, out),
             Command::Completions(args) => completions::run(&args, out),
@@ -99,6 +105,21 @@ pub enum CliError {
     /// There is no HTML to show.
     #[error("{0}")]
     ShowHtml(String),
+    /// The runtime cannot be started: no threads, say.
+    #[error("cannot start: {source}")]
+    StartRuntime {
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody would hear Ctrl-C.
+    #[error("cannot listen for signals: {source}")]
+    ListenForSignals {
+        /// Why.
+        source: io::Error,
+    },
+    /// It could not start to serve.
+    #[error(transparent)]
+    StartLocal(LocalError),
     /// The output cannot be written: the disk is full, or nobody reads it any more.
     #[error("the output cannot be written: {0}")]
     Print(#[source] io::Error),

@@ -1,0 +1,147 @@
+//! `herald local`: everything in one process, from a folder of YAML.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{BOLD, CliError, DIM, GOOD, count, harmless, paint};
+use crate::catalog::Catalog;
+use crate::local::{Local, Options};
+use crate::{pipeline, telemetry};
+
+/// What its help says.
+pub(super) const HELP: &str = "Serves the API and delivers, in one process, from a folder of YAML.\n\n\
+    The folder holds Channels, NotificationTemplates, RecipientGroups and Schedules, and the credentials of providers \
+    in secrets/NAME/KEY. It is watched: an edit counts within seconds, and what is broken is reported while its last \
+    good version stays in force. Queue and history are kept in .herald in the folder. Nothing that was accepted is \
+    lost, whatever ends the process; Ctrl-C and SIGTERM finish what is being sent first.\n\n\
+    The first start makes an API key and prints it once, unless HERALD_API_KEY gives one.\n\n\
+    Examples:\n  \
+    herald local shop/\n  \
+    HERALD_API_KEY=secret herald local shop/ --listen 127.0.0.1:9000 --allow-private-addresses";
+
+/// Serves the API and delivers, in one process.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The folder of YAML.
+    dir: PathBuf,
+    /// Where to serve HTTP; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where to keep queue and history [default: .herald in the folder]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The namespace of resources that name none.
+    #[arg(long, default_value = "default")]
+    namespace: String,
+    /// Lets Channels with allowPrivateAddresses send to private, loopback and link-local addresses.
+    #[arg(long)]
+    allow_private_addresses: bool,
+    /// Size of the queue, in MiB, from which on nothing more is accepted (503).
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    max_queue: u64,
+    /// Most deliveries of a channel whose outcome is not on disk yet: so many may be sent twice when the process is killed.
+    #[arg(long, value_name = "NUMBER", default_value_t = pipeline::WINDOW)]
+    window: usize,
+    /// An API key that may do everything.
+    #[arg(long, env = "HERALD_API_KEY", hide_env_values = true, hide = true)]
+    api_key: Option<String>,
+}
+
+/// Serves until it is told to stop.
+pub fn run(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
+    telemetry::begin();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::StartRuntime { source })?;
+    runtime.block_on(serve(args, out))
+}
+
+async fn serve(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
+    let Args {
+        dir,
+        listen,
+        state,
+        namespace,
+        allow_private_addresses,
+        max_queue,
+        window,
+        api_key,
+    } = args;
+    let options = Options {
+        state,
+        namespace,
+        api_key: api_key.filter(|key| !key.is_empty()),
+        allow_private_addresses,
+        max_queue_bytes: max_queue * 1024 * 1024,
+        window: window.clamp(1, 65_536),
+        ..Options::new(dir, listen)
+    };
+    // Listened for before anything starts, so that a signal on the way finds somebody.
+    let stop = stop_signal().map_err(|source| CliError::ListenForSignals { source })?;
+    let local = Local::start(options).await.map_err(CliError::StartLocal)?;
+    welcome(&local, out).map_err(CliError::Print)?;
+    stop.await;
+    tracing::info!("shutting down: finishing what is being sent");
+    local.stop().await;
+    tracing::info!("done");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says where it is and what it serves; and the key, if one was made, once.
+fn welcome(local: &Local, out: &mut dyn Write) -> std::io::Result<()> {
+    let url = format!("http://{}", local.address);
+    let declared = local.catalog.current();
+    let what = [
+        count(declared.channels.len(), "channel"),
+        count(declared.templates.len(), "template"),
+        count(declared.groups.len(), "group"),
+        count(declared.schedules.len(), "schedule"),
+    ];
+    writeln!(
+        out,
+        "{} on {url} with {}",
+        paint(GOOD, "herald is ready"),
+        what.join(", ")
+    )?;
+    if let Some(key) = &local.new_key {
+        writeln!(out, "\nAPI key, shown this once: {}", paint(BOLD, key))?;
+        writeln!(
+            out,
+            "{}",
+            paint(
+                DIM,
+                &format!("export HERALD_URL={url} HERALD_API_KEY={key}")
+            )
+        )?;
+    }
+    writeln!(out, "{}", paint(DIM, &format!("API: {url}/docs")))?;
+    for problem in &declared.problems {
+        let place = problem.file.as_deref().unwrap_or_default();
+        tracing::error!(
+            file = place,
+            line = problem.line,
+            resource = problem.resource,
+            path = problem.path,
+            "{}",
+            harmless(&problem.message)
+        );
+    }
+    out.flush()
+}
+
+/// Resolves at Ctrl-C or SIGTERM.
+#[cfg(unix)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
