@@ -380,6 +380,13 @@ async fn settle_account(
             .unwrap()
             .items;
         account.lost += count.saturating_sub(deliveries.len());
+        if deliveries.len() < *count {
+            let record = life.store.notification("shop", id).await.unwrap();
+            println!(
+                "lost, {} of {count} deliveries of {id}: {record:?}",
+                deliveries.len()
+            );
+        }
         for delivery in deliveries {
             let sent = recipients
                 .sent
