@@ -16,8 +16,8 @@ const USUAL: usize = 100;
 /// Most items on a page.
 const MOST: usize = 1000;
 
-/// Longest cursor that is looked at.
-const LONGEST_CURSOR: usize = 512;
+/// Longest cursor that is looked at: the longest address fits into one.
+const LONGEST_CURSOR: usize = 4096;
 
 /// Most terms of a label or metadata filter.
 const MOST_TERMS: usize = 16;

@@ -346,7 +346,8 @@ mod tests {
     async fn a_body_that_breaks_off_keeps_the_batches_before() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).await;
-        let lines: String = (0..700).map(|n| format!("{{\"id\":\"p{n}\"}}\n")).collect();
+        let lines: Vec<String> = (0..700).map(|n| format!("{{\"id\":\"p{n}\"}}\n")).collect();
+        let lines = lines.concat();
         let pieces = stream::iter([Ok(Bytes::from(lines)), Err("connection reset")]);
         let stopped = import(&store, "shop", None, Format::Ndjson, pieces, Timestamp::now).await;
         assert!(matches!(
@@ -365,7 +366,7 @@ mod tests {
             .await
             .unwrap();
         let pieces = stream::iter(0..10_000).map(|piece| {
-            let lines: String = (0..100)
+            let lines: Vec<String> = (0..100)
                 .map(|n| {
                     let id = piece * 100 + n;
                     format!(
@@ -375,7 +376,7 @@ mod tests {
                     )
                 })
                 .collect();
-            Ok::<_, Infallible>(Bytes::from(lines))
+            Ok::<_, Infallible>(Bytes::from(lines.concat()))
         });
         let begun = std::time::Instant::now();
         let report = import(

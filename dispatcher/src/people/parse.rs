@@ -74,14 +74,14 @@ impl Column {
 /// Reads lines of one import, one after the other.
 pub(super) enum Parser {
     Ndjson,
-    Csv(CsvParser),
+    Csv(Box<CsvParser>),
 }
 
 impl Parser {
     pub fn new(format: Format) -> Self {
         match format {
             Format::Ndjson => Self::Ndjson,
-            Format::Csv => Self::Csv(CsvParser::default()),
+            Format::Csv => Self::Csv(Box::default()),
         }
     }
 

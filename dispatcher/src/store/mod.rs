@@ -5,7 +5,7 @@
 //! reading a clock.
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 mod history;
 mod people;
 mod plan;
