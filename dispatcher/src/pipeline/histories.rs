@@ -404,6 +404,9 @@ async fn settle_account(
                 .await
                 .unwrap()
                 .items;
+            if sent == 0 || delivery.state != State::Sent {
+                println!("lost, sent {sent} times: {delivery:?} {trail:#?}");
+            }
             let ends = trail.iter().filter(|entry| entry.step == "sent").count();
             // A duplicate astride a kill may have been told twice, by each life once; without one, once.
             account.ended_twice += usize::from(ends > sent.max(1));

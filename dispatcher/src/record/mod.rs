@@ -118,10 +118,11 @@ impl Recorder {
         let now = Timestamp::now();
         for event in events.into_iter().flat_map(|events| events.outcomes) {
             match &event.step {
-                Step::Returned { due, .. } if *due <= now => {
-                    self.lanes.ready(&self.channel, Some(event.priority))
+                Step::Returned { .. } => {
+                    // Whether it was due when it was written is the store's to say: so both are told.
+                    self.lanes.ready(&self.channel, Some(event.priority));
+                    self.lanes.scheduled();
                 }
-                Step::Returned { .. } => self.lanes.scheduled(),
                 Step::Failed {
                     error,
                     delivery,
