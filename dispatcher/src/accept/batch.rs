@@ -303,13 +303,13 @@ mod tests {
             let batches = Arc::clone(&batches);
             tokio::spawn(async move { batches.publish(Path::Stored, item(bytes)).await })
         };
-        let mut sent = Vec::new();
+        let mut tasks = Vec::new();
         for _ in 0..IN_FLIGHT {
-            sent.push(send(10));
+            tasks.push(send(10));
             slow.arrived.notified().await;
         }
         // Each went out alone, at once. What comes now waits, and goes out together.
-        sent.extend((0..100).map(|_| send(10)));
+        tasks.extend((0..100).map(|_| send(10)));
         while batches.queues[1][Priority::Normal.index()].capacity() > QUEUED - 99 {
             tokio::task::yield_now().await;
         }
@@ -319,7 +319,7 @@ mod tests {
             slow.go.notify_one();
             tokio::task::yield_now().await;
         }
-        for task in sent {
+        for task in tasks {
             slow.go.notify_one();
             task.await.unwrap().unwrap();
         }

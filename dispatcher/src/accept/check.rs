@@ -29,10 +29,10 @@ const LONGEST_METADATA: usize = 256;
 const LONGEST_SPREAD: u32 = 86_400;
 
 /// Clocks differ: a `sendAt` that is over by no more than this means now.
-const SKEW: Duration = Duration::from_secs(60);
+const SKEW: Duration = Duration::from_mins(1);
 
 /// How far ahead a `sendAt` may be.
-const FARTHEST: Duration = Duration::from_secs(366 * 86_400);
+const FARTHEST: Duration = Duration::from_hours(8784);
 
 /// Most recipients of a notification that goes straight on.
 const MOST_DIRECT: usize = 10;

@@ -47,7 +47,7 @@ use repeats::{Repeats, Seen};
 const REMEMBERED: usize = 100_000;
 
 /// For how long.
-const REMEMBERED_FOR: Duration = Duration::from_secs(86_400);
+const REMEMBERED_FOR: Duration = Duration::from_hours(24);
 
 /// How long the store may take to say whether it knows a key; then it counts as not knowing.
 const LOOK_UP: Duration = Duration::from_millis(500);
@@ -150,12 +150,13 @@ impl Accept {
                     Seen::New(ticket) => ticket,
                     Seen::InFlight => return Err(Refusal::AwaitFirst),
                     Seen::Other => return Err(Refusal::ReuseKey),
-                    Seen::Accepted(accepted) => return Ok(replayed(accepted)),
+                    Seen::Accepted(accepted) => return Ok(replayed(&accepted)),
                 };
                 if let Some(known) = self.look_up(id, &body).await {
                     let accepted = known?;
-                    ticket.accepted(accepted.clone());
-                    return Ok(replayed(accepted));
+                    let answer = replayed(&accepted);
+                    ticket.accepted(accepted);
+                    return Ok(answer);
                 }
                 (id, Some(ticket))
             }
@@ -301,10 +302,10 @@ fn authorized(sender: &Sender) -> Result<(), Refusal> {
     })
 }
 
-fn replayed(accepted: Accepted) -> Accepted {
+fn replayed(first: &Accepted) -> Accepted {
     Accepted {
         replayed: true,
-        ..accepted
+        ..first.clone()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::id::NotificationId;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SendRequest {
-    /// Name of a NotificationTemplate of this namespace.
+    /// Name of a `NotificationTemplate` of this namespace.
     #[schema(example = "order-shipped")]
     pub template: String,
     /// To whom: 1 to 10,000 recipients, groups and addresses. Who is meant twice gets one message.

@@ -17,14 +17,17 @@ use crate::id::FullName;
 use crate::metrics::Metrics;
 use crate::store::{ScheduleRecord, Store, StoreError};
 
+#[cfg(test)]
+mod tests;
+
 /// When something that should work did not: tried again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// When a schedule cannot be sent as it is declared: tried again after this, or when what is declared changes.
-const WRONG: Duration = Duration::from_secs(60);
+const WRONG: Duration = Duration::from_mins(1);
 
 /// Wall clocks jump, and sleeping does not notice: nothing sleeps longer.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+const LONGEST_SLEEP: Duration = Duration::from_hours(1);
 
 /// Sends what a schedule says. [`Accept`] does; tests listen.
 #[async_trait]
@@ -108,7 +111,7 @@ impl Schedules {
             };
             tokio::select! {
                 () = &mut shutdown => return,
-                changed = changes.changed() => if changed.is_err() { return },
+                news = changes.changed() => if news.is_err() { return },
                 () = woken => {}
             }
         }
@@ -210,9 +213,10 @@ impl Schedules {
                 }
             }
         } else if skipped > 0 {
+            // The one that is noted as skipped counts itself.
             let until = missed.due.unwrap_or(now);
             self.store
-                .schedule_fired(namespace, short, until, None, skipped)
+                .schedule_fired(namespace, short, until, None, skipped - 1)
                 .await?;
             tracing::warn!(schedule = %name, skipped, suspended = spec.suspend, "due times were skipped");
             known.last = until;

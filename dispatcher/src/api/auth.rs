@@ -109,7 +109,7 @@ impl Keys {
         match answer {
             Ok(keys) => cached.keys = keys.iter().map(Known::from).collect(),
             Err(error) => {
-                tracing::warn!(%error, "API keys could not be read: those known so far count")
+                tracing::warn!(%error, "API keys could not be read: those known so far count");
             }
         }
     }

@@ -116,11 +116,17 @@ fn describe(error: &serde_json::Error, pointer: String) -> Problem {
 
 /// The JSON Pointer of what serde was reading. An unknown field is the last part of its path.
 fn pointer(path: &serde_path_to_error::Path) -> String {
+    use std::fmt::Write as _;
+
     use serde_path_to_error::Segment;
+
     let mut pointer = String::new();
     for segment in path {
         match segment {
-            Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
+            Segment::Seq { index } => {
+                // Writing to a string cannot fail.
+                let _ = write!(pointer, "/{index}");
+            }
             Segment::Map { key } => {
                 pointer.push('/');
                 pointer.push_str(&herald_crds::validate::escape(key));

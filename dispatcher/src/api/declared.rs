@@ -68,7 +68,7 @@ macro_rules! kind {
 
             #[doc = concat!("List ", $plural, ", in the order of their names.")]
             #[utoipa::path(
-                get, path = $list, tag = "Declared", operation_id = concat!("list_", $plural),
+                get, path = $list, tag = "Declared", summary = concat!("List ", $plural, ", in the order of their names."), operation_id = concat!("list_", $plural),
                 params(("ns" = String, Path, description = "Namespace"), ListQuery),
                 responses((status = 200, body = PageOf<Value>))
             )]
@@ -84,7 +84,7 @@ macro_rules! kind {
 
             #[doc = concat!("Get a ", $singular, ".")]
             #[utoipa::path(
-                get, path = $one, tag = "Declared", operation_id = concat!("get_", $singular),
+                get, path = $one, tag = "Declared", summary = concat!("Get a ", $singular, "."), operation_id = concat!("get_", $singular),
                 params(
                     ("ns" = String, Path, description = "Namespace"),
                     ("name" = String, Path, description = "Name"),
@@ -102,7 +102,7 @@ macro_rules! kind {
 
             #[doc = concat!("Declare a ", $singular, ", or change it. In a cluster, Kubernetes does that.")]
             #[utoipa::path(
-                put, path = $one, tag = "Declared", operation_id = concat!("put_", $singular),
+                put, path = $one, tag = "Declared", summary = concat!("Declare a ", $singular, ", or change it. In a cluster, Kubernetes does that."), operation_id = concat!("put_", $singular),
                 params(
                     ("ns" = String, Path, description = "Namespace"),
                     ("name" = String, Path, description = "Name"),
@@ -127,7 +127,7 @@ macro_rules! kind {
 
             #[doc = concat!("Take a ", $singular, " out of what is declared. In a cluster, Kubernetes does that.")]
             #[utoipa::path(
-                delete, path = $one, tag = "Declared", operation_id = concat!("delete_", $singular),
+                delete, path = $one, tag = "Declared", summary = concat!("Take a ", $singular, " out of what is declared. In a cluster, Kubernetes does that."), operation_id = concat!("delete_", $singular),
                 params(
                     ("ns" = String, Path, description = "Namespace"),
                     ("name" = String, Path, description = "Name"),

@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
 use herald_crds::Priority;
-use herald_crds::render::{Recipient as RenderedFor, redact};
+use herald_crds::render::Recipient as RenderedFor;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
@@ -33,7 +33,7 @@ use crate::store::{
 };
 
 /// Longest `wait`.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// How long `wait` takes an unknown id for one that was accepted a moment ago.
 const TOLERANCE: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ fn duration(text: &str) -> Result<Duration, Problem> {
     let unit = match unit {
         "ms" => Some(Duration::from_millis(1)),
         "" | "s" => Some(Duration::from_secs(1)),
-        "m" => Some(Duration::from_secs(60)),
+        "m" => Some(Duration::from_mins(1)),
         _ => None,
     };
     unit.zip(number.parse::<u32>().ok())
@@ -325,11 +325,13 @@ pub struct Content {
     pub definition: String,
     /// The locale asked for; empty: the template's default.
     pub locale: String,
-    /// What was said; sensitive parameters are left out.
+    /// What was said.
     pub content: Block,
 }
 
-/// Read what was said: rendered again from the definition and the parameters as they were, without sensitive ones.
+/// Read what was said: rendered again from the definition and the parameters as they were.
+///
+/// Where a template has sensitive parameters, nothing of it can be read.
 #[utoipa::path(
     get, path = "/v1/namespaces/{ns}/deliveries/{id}/content", tag = "History",
     params(
@@ -349,6 +351,12 @@ async fn content(
     let Some(request) = requests.into_iter().next() else {
         return Err(Problem::not_found("content any more"));
     };
+    if request.sensitive {
+        return Err(Problem::new(
+            Kind::NotFound,
+            "what was said had sensitive parts, so nothing of it is kept",
+        ));
+    }
     let declared = api.catalog.current();
     let Some(channel) = declared.channels.get(&delivery.channel) else {
         return Err(Problem::new(
@@ -371,8 +379,8 @@ async fn content(
             }
         })?;
     let definition = ready.compiled.definition();
-    let parameters = serde_json::from_str(request.parameters.get()).unwrap_or_default();
-    let parameters = redact(parameters, &definition.template.sensitive);
+    let parameters: serde_json::Value =
+        serde_json::from_str(request.parameters.get()).unwrap_or_default();
     let labels = if delivery.recipient.is_empty() {
         std::collections::BTreeMap::new()
     } else {

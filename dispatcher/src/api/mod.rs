@@ -61,7 +61,7 @@ use crate::store::Store;
 const USUAL_TIME: Duration = Duration::from_secs(30);
 
 /// How long a call may take that streams its body.
-const STREAMED_TIME: Duration = Duration::from_secs(3600);
+const STREAMED_TIME: Duration = Duration::from_hours(1);
 
 /// What handlers work with; their axum `State` is an `Arc<Api>`.
 pub struct Api {

@@ -35,12 +35,17 @@ pub(super) fn declared() -> Vec<(String, RefOr<Schema>)> {
         settings.meta_schema = None;
     });
     let mut generator = settings.into_generator();
+    // Types with CEL rules are inlined wherever they are used: their names are given here.
+    let inlined = [
+        ("Address", generator.subschema_for::<Address>()),
+        ("RecipientRef", generator.subschema_for::<RecipientRef>()),
+    ];
     generator.subschema_for::<Priority>();
-    generator.subschema_for::<Address>();
-    generator.subschema_for::<RecipientRef>();
+    let inlined = inlined.map(|(name, schema)| (name.to_owned(), schema.to_value()));
     generator
         .take_definitions(true)
         .into_iter()
+        .chain(inlined)
         .filter_map(|(name, mut schema)| {
             tidy(&mut schema);
             Some((name, serde_json::from_value(schema).ok()?))
