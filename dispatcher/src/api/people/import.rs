@@ -37,7 +37,7 @@ struct ImportQuery {
 /// webhook, locale, timeZone and label.<key>. A line that is wrong is reported and stops no other; to repeat an import is
 /// safe.
 #[utoipa::path(
-    post, path = "/v1/namespaces/{ns}/recipients/import", tag = "People",
+    post, path = "/v1/namespaces/{ns}/recipients/import", tag = "People", operation_id = "import_recipients",
     params(("ns" = String, Path, description = "Namespace"), ImportQuery),
     request_body(content(
         (String = "application/x-ndjson", example = "{\"id\":\"alice\",\"addresses\":{\"email\":\"alice@shop.example\"}}\n"),

@@ -34,7 +34,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 
 /// List the members of a managed group who were added over HTTP, by id.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/groups/{group}/members", tag = "People",
+    get, path = "/v1/namespaces/{ns}/groups/{group}/members", tag = "People", operation_id = "list_members",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("group" = String, Path, description = "Group"),
@@ -57,7 +57,7 @@ async fn list(
 
 /// Add a member to a managed group. Who is added does not get what was released before.
 #[utoipa::path(
-    put, path = "/v1/namespaces/{ns}/groups/{group}/members/{id}", tag = "People",
+    put, path = "/v1/namespaces/{ns}/groups/{group}/members/{id}", tag = "People", operation_id = "add_member",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("group" = String, Path, description = "Group"),
@@ -81,7 +81,7 @@ async fn add(
 
 /// Remove a member from a managed group.
 #[utoipa::path(
-    delete, path = "/v1/namespaces/{ns}/groups/{group}/members/{id}", tag = "People",
+    delete, path = "/v1/namespaces/{ns}/groups/{group}/members/{id}", tag = "People", operation_id = "remove_member",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("group" = String, Path, description = "Group"),
@@ -132,7 +132,7 @@ struct Changed {
 
 /// Add and remove members of a managed group: at most 10,000 in all, all of them or, if anything is wrong, none.
 #[utoipa::path(
-    post, path = "/v1/namespaces/{ns}/groups/{group}/members/batch", tag = "People",
+    post, path = "/v1/namespaces/{ns}/groups/{group}/members/batch", tag = "People", operation_id = "change_members",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("group" = String, Path, description = "Group"),

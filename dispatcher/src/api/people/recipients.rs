@@ -87,7 +87,7 @@ fn too_many_changes() -> Problem {
 
 /// Put a recipient into the directory, or replace it whole.
 #[utoipa::path(
-    put, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People",
+    put, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People", operation_id = "put_recipient",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("id" = String, Path, description = "Recipient: 1 to 128 letters, digits and . _ @ : + -"),
@@ -145,7 +145,7 @@ fn name(recipient: &mut Recipient, id: String) -> Result<(), Problem> {
 
 /// Get a recipient.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People",
+    get, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People", operation_id = "get_recipient",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("id" = String, Path, description = "Recipient"),
@@ -170,7 +170,7 @@ fn unknown(id: &str) -> Problem {
 
 /// Change some of a recipient: a JSON Merge Patch (RFC 7396), in which `null` takes something away.
 #[utoipa::path(
-    patch, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People",
+    patch, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People", operation_id = "patch_recipient",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("id" = String, Path, description = "Recipient"),
@@ -237,7 +237,7 @@ fn merge(target: &mut Value, patch: &Value) {
 
 /// Delete a recipient; it is in no group any more.
 #[utoipa::path(
-    delete, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People",
+    delete, path = "/v1/namespaces/{ns}/recipients/{id}", tag = "People", operation_id = "delete_recipient",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("id" = String, Path, description = "Recipient"),
@@ -274,7 +274,7 @@ struct RecipientsQuery {
 
 /// List recipients, by id.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/recipients", tag = "People",
+    get, path = "/v1/namespaces/{ns}/recipients", tag = "People", operation_id = "list_recipients",
     params(("ns" = String, Path, description = "Namespace"), RecipientsQuery),
     responses((status = 200, body = PageOf<Recipient>))
 )]
@@ -307,7 +307,7 @@ pub(super) struct PageQuery {
 
 /// List what one person got and did not get, and why, newest first.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/recipients/{id}/notifications", tag = "People",
+    get, path = "/v1/namespaces/{ns}/recipients/{id}/notifications", tag = "People", operation_id = "list_recipient_notifications",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("id" = String, Path, description = "Recipient, also one that is not in the directory any more"),

@@ -55,7 +55,7 @@ fn unknown(medium: &str) -> Problem {
 
 /// List suppressed addresses, by address.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/suppressions", tag = "People",
+    get, path = "/v1/namespaces/{ns}/suppressions", tag = "People", operation_id = "list_suppressions",
     params(("ns" = String, Path, description = "Namespace"), PageQuery),
     responses((status = 200, body = PageOf<SuppressedAddress>))
 )]
@@ -73,7 +73,7 @@ async fn list(
 
 /// Ask whether an address is suppressed, since when and why.
 #[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People",
+    get, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People", operation_id = "get_suppression",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("medium" = String, Path, description = "email, sms, voice or webhook"),
@@ -103,7 +103,7 @@ struct Why {
 
 /// Suppress an address: nothing more is sent to it, but for templates that are mandatory.
 #[utoipa::path(
-    put, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People",
+    put, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People", operation_id = "put_suppression",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("medium" = String, Path, description = "email, sms, voice or webhook"),
@@ -151,7 +151,7 @@ async fn put(
 
 /// Take an address off the suppression list.
 #[utoipa::path(
-    delete, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People",
+    delete, path = "/v1/namespaces/{ns}/suppressions/{medium}/{address}", tag = "People", operation_id = "delete_suppression",
     params(
         ("ns" = String, Path, description = "Namespace"),
         ("medium" = String, Path, description = "email, sms, voice or webhook"),
