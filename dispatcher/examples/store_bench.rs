@@ -67,7 +67,7 @@ async fn alone(
     rows: usize,
     notifications: usize,
 ) -> Result<Vec<Waiting>> {
-    let began = Instant::now();
+    let watch = Watch::start()?;
     let mut requests = Vec::with_capacity(notifications);
     for n in 0..notifications {
         requests.push(Arc::new(request(&format!("{key}-{n}"))?));
@@ -76,18 +76,18 @@ async fn alone(
         store.insert_notifications(&[], some).await?;
     }
     if notifications > 1 {
-        told("insert", notifications, began.elapsed());
+        watch.told("insert", notifications)?;
     }
     let people = people(rows / notifications);
-    let began = Instant::now();
+    let watch = Watch::start()?;
     // As the planner does: several notifications are resolved at a time.
     for some in requests.chunks(64) {
         let steps = some.iter().map(|request| plan(store, &request.id, &people));
         futures::future::try_join_all(steps).await?;
     }
-    told("resolve", rows, began.elapsed());
+    watch.told("resolve", rows)?;
 
-    let began = Instant::now();
+    let watch = Watch::start()?;
     let mut out = Vec::with_capacity(rows);
     let mut turn = Turn::default();
     loop {
@@ -100,16 +100,16 @@ async fn alone(
         out.append(&mut chunk);
     }
     ensure!(out.len() == rows, "{} of {rows} rows came out", out.len());
-    told("chunk and release", rows, began.elapsed());
+    watch.told("chunk and release", rows)?;
     Ok(out)
 }
 
 async fn record(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
-    let began = Instant::now();
+    let watch = Watch::start()?;
     for some in out.chunks(EVENTS) {
         tell(store, some).await?;
     }
-    told("record", out.len(), began.elapsed());
+    watch.told("record", out.len())?;
     let left = store.unended().await?;
     ensure!(left == (0, 0), "{left:?} have not ended");
     Ok(())
@@ -122,8 +122,9 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         .insert_notifications(&[], &[Arc::clone(&request)])
         .await?;
     let people = people(rows);
-    let began = Instant::now();
-    let (out, told_of) = tokio::sync::mpsc::unbounded_channel::<Waiting>();
+    println!("  resident {} MiB before", resident()? / 1024);
+    let watch = Watch::start()?;
+    let (out, told_of) = tokio::sync::mpsc::channel::<Waiting>(4 * EVENTS);
     let planning = plan(store, &request.id, &people);
     let releasing = async {
         let mut released = 0;
@@ -133,13 +134,13 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
             release(store, &chunk).await?;
             released += chunk.len();
             for waiting in chunk {
-                out.send(waiting)?;
+                out.send(waiting).await?;
             }
         }
         drop(out);
         println!(
             "  all released after {:.1} s",
-            began.elapsed().as_secs_f64()
+            watch.began.elapsed().as_secs_f64()
         );
         anyhow::Ok(())
     };
@@ -153,7 +154,7 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         anyhow::Ok(())
     };
     tokio::try_join!(planning, releasing, recording)?;
-    told("all", rows, began.elapsed());
+    watch.told("all", rows)?;
     Ok(())
 }
 
@@ -256,12 +257,44 @@ fn request(key: &str) -> Result<Request> {
     })
 }
 
-fn told(what: &str, n: usize, took: Duration) {
-    println!(
-        "  {what:<20} {:>9.0} per second ({:.2} µs each)",
-        n as f64 / took.as_secs_f64(),
-        took.as_secs_f64() * 1e6 / n as f64
-    );
+/// A step of the measurement: what the clock and the processors say.
+struct Watch {
+    began: Instant,
+    processors: Duration,
+}
+
+impl Watch {
+    fn start() -> Result<Self> {
+        Ok(Self {
+            began: Instant::now(),
+            processors: processors()?,
+        })
+    }
+
+    fn told(&self, what: &str, n: usize) -> Result<()> {
+        let took = self.began.elapsed();
+        let used = processors()?.saturating_sub(self.processors);
+        println!(
+            "  {what:<20} {:>9.0} per second: {:6.2} µs each, of processors {:6.2} µs",
+            n as f64 / took.as_secs_f64(),
+            took.as_secs_f64() * 1e6 / n as f64,
+            used.as_secs_f64() * 1e6 / n as f64
+        );
+        Ok(())
+    }
+}
+
+/// Processor time of this process so far, in the kernel's ticks of 10 ms.
+fn processors() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("no stat")?;
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(str::parse::<u64>)
+        .sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// KiB in memory.

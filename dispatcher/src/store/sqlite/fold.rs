@@ -22,7 +22,8 @@ use crate::store::State;
 /// What of a row an event can change, and what it must know to do so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
-    pub row: i64,
+    /// Its number.
+    pub number: i64,
     /// The notification's number.
     pub seq: i64,
     /// The notification was cancelled: what comes back ends.
@@ -130,7 +131,7 @@ pub(super) fn fold(row: &mut Row, carried: &mut Carried, event: &Event, trail: &
     };
     match end {
         None => {
-            trail.push(line(row.row, at, event));
+            trail.push(line(row.number, at, event));
             retry(row, carried, event, at, trail);
         }
         Some((state, said)) => finish(row, carried, event, at, state, said, trail),
@@ -147,7 +148,7 @@ fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64, trail: &m
         return;
     }
     displace(row, trail);
-    let stale = may_carry(row, carried);
+    let outdated = may_carry(row, carried);
     row.round = event.round;
     row.attempt = event.attempt.saturating_add(1);
     row.tried = event.tried;
@@ -172,7 +173,7 @@ fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64, trail: &m
         }
         Step::Retrying { error, .. } => {
             // What goes out next is with the relay; what came back before is older than that.
-            if stale {
+            if outdated {
                 *carried = Carried::Dropped;
             }
             row.waiting = 0;
@@ -212,21 +213,21 @@ fn finish(
         // The row is what this repeats; if it is a `sent`, the row is also its line of the trail.
         Ordering::Equal if state == State::Sent => return,
         _ => {
-            trail.push(line(row.row, at, event));
+            trail.push(line(row.number, at, event));
             return;
         }
     }
     displace(row, trail);
     if state != State::Sent {
-        trail.push(line(row.row, at, event));
+        trail.push(line(row.number, at, event));
     }
-    let stale = may_carry(row, carried);
+    let outdated = may_carry(row, carried);
     *carried = match &event.step {
         Step::Failed {
             delivery: Some(delivery),
             ..
         } if !delivery.sensitive => Carried::Put(super::json(delivery).into_bytes()),
-        _ if stale => Carried::Dropped,
+        _ if outdated => Carried::Dropped,
         _ => Carried::Kept,
     };
     row.state = state;
@@ -243,7 +244,7 @@ fn finish(
 fn displace(row: &Row, trail: &mut Vec<Line>) {
     if let (State::Sent, Some(at)) = (row.state, row.ended_at) {
         let detail = sent(&row.said);
-        trail.push(Line(row.row, at, row.round, row.attempt, "sent", detail));
+        trail.push(Line(row.number, at, row.round, row.attempt, "sent", detail));
     }
 }
 

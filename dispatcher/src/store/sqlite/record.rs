@@ -414,7 +414,7 @@ fn read_row(row: &SqliteRow) -> Result<(DeliveryId, Row), StoreError> {
     let text = |index: usize| row.try_get::<Option<String>, _>(index).map_err(failed);
     let id = delivery_id(row.try_get(0).map_err(failed)?)?;
     let row = Row {
-        row: number(1)?,
+        number: number(1)?,
         seq: number(2)?,
         called_back: number(3)? != 0,
         state: state(number(4)?)?,
@@ -447,13 +447,13 @@ async fn write_rows(
     for Change { was, is, carried } in changes.values() {
         match carried {
             Carried::Kept => {}
-            Carried::Dropped => dropped.push(is.row),
+            Carried::Dropped => dropped.push(is.number),
             Carried::Put(delivery) => {
                 sqlx::query(
                     "INSERT INTO carried (row, delivery) VALUES (?1, ?2)
                      ON CONFLICT DO UPDATE SET delivery = excluded.delivery",
                 )
-                .bind(is.row)
+                .bind(is.number)
                 .bind(delivery.clone())
                 .execute(&mut *connection)
                 .await
@@ -468,8 +468,8 @@ async fn write_rows(
             tally.moved(is.seq, Some(was.state), is.state, 1, at);
         }
         let said = &is.said;
-        rows.push(serde_json::json!([
-            is.row,
+        rows.push((
+            is.number,
             is.state as u8,
             is.waiting,
             u8::from(is.dead),
@@ -479,12 +479,12 @@ async fn write_rows(
             is.due_at,
             is.heard_at,
             is.ended_at,
-            said.provider,
-            said.provider_id,
+            &said.provider,
+            &said.provider_id,
             said.milliseconds,
-            said.reason,
-            said.error,
-        ]));
+            &said.reason,
+            &said.error,
+        ));
     }
     if !dropped.is_empty() {
         sqlx::query("DELETE FROM carried WHERE row IN (SELECT value FROM json_each(?1))")

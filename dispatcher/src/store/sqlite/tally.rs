@@ -14,6 +14,8 @@ const STATES: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     changes: HashMap<i64, Change>,
+    /// None of the notifications has sensitive parameters: nothing is to be blanked.
+    is_harmless: bool,
 }
 
 #[derive(Debug, Default)]
@@ -42,9 +44,15 @@ impl Tally {
         change.last_ended_at = change.last_ended_at.max(Some(at));
     }
 
+    /// None of the notifications has sensitive parameters, which saves looking.
+    pub(super) fn harmless(&mut self) {
+        self.is_harmless = true;
+    }
+
     /// Writes the counts. Notifications of which everything has ended are ended, and lose their parameters if those are
     /// sensitive; those of which something has not (a replay) are open again.
     pub(super) async fn apply(self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        let is_harmless = self.is_harmless;
         let changes: Vec<_> = self
             .changes
             .into_iter()
@@ -84,7 +92,7 @@ impl Tally {
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
-        if ending {
+        if ending && !is_harmless {
             sqlx::query(
                 "UPDATE requests SET request = json_set(request, '$.parameters', json('{}'))
                  WHERE notification IN (

@@ -498,7 +498,7 @@ fn folded(told: &[Told], order: &[usize], batch: usize) -> impl PartialEq + std:
         delivery: None,
     };
     let mut row = fold::Row {
-        row: 1,
+        number: 1,
         seq: 1,
         called_back: false,
         state: State::Sending,
