@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod histories;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
