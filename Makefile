@@ -17,7 +17,7 @@ help: ## Lists these targets.
 run: ## Starts Herald with a mail server and a webhook receiver of its own, sends one of each kind, shows what arrives.
 	@scripts/need cargo
 	cargo build -p herald-dispatcher -p herald-e2e
-	@target/debug/herald-e2e showcase
+	@target/debug/herald-e2e showcase $(ARGS)
 
 .PHONY: test
 test: lint docs test-unit test-e2e ## Everything a change has to pass.

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Err(CliError::Print(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("\u{1b}[1;31merror:\u{1b}[0m {error}");
-            ExitCode::from(2)
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -3,10 +3,15 @@
 //! Each subcommand is a module with its arguments and a `run` that writes to whatever it is given, so that a test
 //! reads what a person would. Colours are written always and taken out by the program unless it writes to a terminal.
 
+mod client;
 pub mod completions;
 pub mod lint;
 pub mod local;
 pub mod render;
+pub mod send;
+pub mod status;
+mod table;
+pub mod watch;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,6 +23,8 @@ use clap::{Parser, Subcommand};
 use crate::catalog::folder::ScanError;
 use crate::local::LocalError;
 
+pub use client::ClientError;
+
 /// Notifications declared as YAML, sent with one HTTP request.
 #[derive(Debug, Parser)]
 #[command(
@@ -26,7 +33,8 @@ use crate::local::LocalError;
     about,
     long_about = "Notifications declared as YAML, sent with one HTTP request.\n\n\
                   Channels, templates, groups and schedules are YAML files in a folder, or resources in Kubernetes. \
-                  `herald lint` says what is wrong with a folder, `herald render` shows what a template says.",
+                  `herald lint` says what is wrong with a folder, `herald render` shows what a template says, `herald \
+                  send` sends, and `herald status` says what became of it.",
     after_help = "Every command explains itself, with an example: herald lint --help",
     propagate_version = true,
     subcommand_required = true,
@@ -50,6 +58,15 @@ pub enum Command {
     /// Show what a template says.
     #[command(long_about = render::HELP)]
     Render(render::Args),
+    /// Send a notification.
+    #[command(long_about = send::HELP)]
+    Send(Box<send::Args>),
+    /// Show what became of a notification or a delivery.
+    #[command(long_about = status::HELP)]
+    Status(status::Args),
+    /// Show what happens to deliveries, as it happens.
+    #[command(long_about = watch::HELP)]
+    Watch(watch::Args),
     /// Print a script that completes commands in a shell.
     #[command(long_about = completions::HELP)]
     Completions(completions::Args),
@@ -62,9 +79,21 @@ impl Cli {
             Command::Local(args) => local::run(args, out),
             Command::Lint(args) => lint::run(&args, out),
             Command::Render(args) => render::run(&args, out),
+            Command::Send(args) => wait_for(send::run(*args, out)),
+            Command::Status(args) => wait_for(status::run(args, out)),
+            Command::Watch(args) => wait_for(watch::run(args, out)),
             Command::Completions(args) => completions::run(&args, out),
         }
     }
+}
+
+/// Does what has to wait for others: one thread is enough for one caller.
+fn wait_for(task: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::StartRuntime { source })?
+        .block_on(task)
 }
 
 /// Why a command could not do what was asked. What it found out is no error.
@@ -120,9 +149,51 @@ pub enum CliError {
     /// It could not start to serve.
     #[error(transparent)]
     StartLocal(LocalError),
+    /// An id is none.
+    #[error(
+        "{id:?} is no id: a notification's has 32 hexadecimal digits, a delivery's has 24 (`herald status` on the \
+         notification lists its deliveries)"
+    )]
+    ReadId {
+        /// What was given.
+        id: String,
+    },
+    /// Herald was asked, and did not answer as hoped.
+    #[error("{0}")]
+    Ask(#[source] ClientError),
+    /// Herald did not take a notification, or did not say so.
+    #[error("{source}{}", if source.is_uncertain() {
+        format!("\nIt may have been accepted. Send it again with --key {key}: nothing goes out twice.")
+    } else {
+        String::new()
+    })]
+    Send {
+        /// The Idempotency-Key that it was sent under.
+        key: String,
+        /// What came back.
+        source: ClientError,
+    },
+    /// A notification was accepted, and then Herald could not be asked about it.
+    #[error("it was accepted as {id}, but what became of it could not be asked: {source}")]
+    Follow {
+        /// Its id.
+        id: String,
+        /// What came back.
+        source: ClientError,
+    },
     /// The output cannot be written: the disk is full, or nobody reads it any more.
     #[error("the output cannot be written: {0}")]
     Print(#[source] io::Error),
+}
+
+impl CliError {
+    /// The program's exit code: 1 if Herald refused or did not answer, 2 if it was not even asked.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Ask(_) | Self::Send { .. } | Self::Follow { .. } => 1,
+            _ => 2,
+        }
+    }
 }
 
 /// What is wrong.
@@ -177,6 +248,26 @@ mod tests {
             assert!(help.contains(&format!("herald {name} ")), "{help}");
             assert!(help.contains("Example"), "{help}");
         }
+    }
+
+    fn refused(status: u16) -> CliError {
+        let problem = Box::new(crate::api::problem::ProblemBody {
+            r#type: String::new(),
+            title: "t".to_owned(),
+            status,
+            detail: String::new(),
+            errors: vec![],
+        });
+        CliError::Send {
+            key: "k-1".to_owned(),
+            source: ClientError::Refused { problem },
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_says_how_to_repeat_without_sending_twice() {
+        assert!(refused(503).to_string().contains("--key k-1"));
+        assert!(!refused(422).to_string().contains("--key"));
     }
 
     #[test]

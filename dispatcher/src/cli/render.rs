@@ -221,7 +221,7 @@ fn parameters(
     Ok((Value::Object(parameters.unwrap_or_default()), locale))
 }
 
-fn read_parameters(file: &Path) -> Result<Value, CliError> {
+pub(super) fn read_parameters(file: &Path) -> Result<Value, CliError> {
     let is_input = file.as_os_str() == "-";
     let mut bytes = Vec::new();
     let limit = yaml::MAX_BYTES as u64 + 1;

@@ -1,0 +1,414 @@
+//! What `send`, `status` and `watch` share: where Herald is, how to ask it, and how its refusals read.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use reqwest::header::{self, HeaderValue};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::problem::ProblemBody;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long an answer may take, beyond what the question itself waits for.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Most bytes of an answer that are read.
+const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// Where Herald is, and who asks.
+#[derive(Clone, clap::Args)]
+#[command(next_help_heading = "Connection")]
+pub(super) struct Connection {
+    /// Where Herald listens.
+    #[arg(
+        long,
+        env = "HERALD_URL",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
+    server: Url,
+    /// API key; prefer the environment, since others on this machine see what is typed.
+    #[arg(
+        long,
+        env = "HERALD_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    api_key: Option<String>,
+    /// The namespace of templates, groups and recipients.
+    #[arg(long, short, env = "HERALD_NAMESPACE", default_value = "default")]
+    namespace: String,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("server", &self.server.as_str())
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why Herald did not answer what was asked. What it says is for people, over several lines where there are several
+/// things to say.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No client could be made: the machine has no usable certificates, say.
+    #[error("the HTTP client cannot be set up: {}", chain(source))]
+    BuildClient {
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The URL cannot be extended with a path, or the key is not one.
+    #[error("{what}")]
+    ReadConnection {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Nobody answers there.
+    #[error(
+        "no answer from {server}: {}\nIs it running? `herald local DIR` starts it; --server or HERALD_URL says where it is.",
+        chain(source)
+    )]
+    Reach {
+        /// Who was asked.
+        server: String,
+        /// Why there is no answer.
+        source: reqwest::Error,
+    },
+    /// The answer broke off.
+    #[error("the answer of {server} broke off: {}", chain(source))]
+    ReadAnswer {
+        /// Who was asked.
+        server: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// Herald refused.
+    #[error("{}", told(problem))]
+    Refused {
+        /// What it said.
+        problem: Box<ProblemBody>,
+    },
+    /// What answers is not Herald, or not a version that this program can read.
+    #[error("{server} answered {status} with something that is not Herald's: {what}")]
+    Understand {
+        /// Who was asked.
+        server: String,
+        /// The HTTP status.
+        status: StatusCode,
+        /// What could not be understood.
+        what: String,
+    },
+}
+
+impl ClientError {
+    /// Whether what was asked for may have happened all the same.
+    pub(super) fn is_uncertain(&self) -> bool {
+        match self {
+            Self::BuildClient { .. } | Self::ReadConnection { .. } => false,
+            Self::Reach { source, .. } => !source.is_connect(),
+            Self::ReadAnswer { .. } | Self::Understand { .. } => true,
+            Self::Refused { problem } => problem.status >= 500,
+        }
+    }
+
+    /// Whether Herald says that there is no such thing.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { problem } if problem.status == 404)
+    }
+}
+
+/// An error with its causes, without saying anything twice.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            let _ = write!(text, ": {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A problem over as many lines as it has things to say.
+fn told(problem: &ProblemBody) -> String {
+    let ProblemBody {
+        r#type: _,
+        title,
+        status,
+        detail,
+        errors,
+    } = problem;
+    let mut text = format!("{title} ({status})");
+    // Without a sentence of its own a problem repeats its first error there.
+    let repeats = errors.iter().any(|error| detail.contains(&error.detail));
+    if !detail.is_empty() && !repeats {
+        let _ = write!(text, "\n  {detail}");
+    }
+    for error in errors {
+        let at = if error.pointer.is_empty() {
+            "the body"
+        } else {
+            &error.pointer
+        };
+        let _ = write!(text, "\n  {at}: {}", error.detail);
+    }
+    text
+}
+
+/// A caller of the API.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    server: Url,
+    authorization: Option<HeaderValue>,
+    namespace: String,
+}
+
+impl Client {
+    /// Prepares to call; nothing is sent yet.
+    pub(super) fn new(connection: Connection) -> Result<Self, ClientError> {
+        let Connection {
+            server,
+            api_key,
+            namespace,
+        } = connection;
+        if server.cannot_be_a_base() || !matches!(server.scheme(), "http" | "https") {
+            return Err(ClientError::ReadConnection {
+                what: format!("--server must be an http or https URL (got {server})"),
+            });
+        }
+        let authorization = api_key
+            .filter(|key| !key.is_empty())
+            .map(|key| {
+                let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim()))?;
+                value.set_sensitive(true);
+                Ok(value)
+            })
+            .transpose()
+            .map_err(
+                |_: header::InvalidHeaderValue| ClientError::ReadConnection {
+                    what: "the API key has characters that no key has".to_owned(),
+                },
+            )?;
+        // Another part of the program may have chosen the same provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("herald/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|source| ClientError::BuildClient { source })?;
+        Ok(Self {
+            http,
+            server,
+            authorization,
+            namespace,
+        })
+    }
+
+    /// The server that is asked, for messages.
+    pub(super) fn server(&self) -> &str {
+        self.server.as_str().trim_end_matches('/')
+    }
+
+    /// A call about the namespace: `path` is a list of segments, each taken as it is.
+    pub(super) fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let mut url = self.server.clone();
+        // Only a URL that cannot be a base has no segments, and `new` refuses those.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments
+                .pop_if_empty()
+                .extend(["v1", "namespaces", &self.namespace])
+                .extend(path);
+        }
+        let request = self.http.request(method, url);
+        match &self.authorization {
+            Some(authorization) => request.header(header::AUTHORIZATION, authorization.clone()),
+            None => request,
+        }
+    }
+
+    /// Asks for something and reads the JSON of the answer.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &(impl Serialize + ?Sized),
+    ) -> Result<Answer<T>, ClientError> {
+        self.ask(self.request(Method::GET, path).query(query)).await
+    }
+
+    /// Sends a request and reads the JSON of the answer.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<Answer<T>, ClientError> {
+        let response = self.send(request.timeout(ANSWER)).await?;
+        let status = response.status();
+        let text = self.read(response).await?;
+        match serde_json::from_str(&text) {
+            Ok(value) => Ok(Answer { value, text }),
+            Err(error) => Err(self.not_understood(status, &error.to_string())),
+        }
+    }
+
+    /// Sends a request and answers the response if Herald did not refuse.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let reach = |source| ClientError::Reach {
+            server: self.server().to_owned(),
+            source,
+        };
+        let response = request.send().await.map_err(reach)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = self.read(response).await?;
+        match serde_json::from_str(&text) {
+            Ok(problem) => Err(ClientError::Refused {
+                problem: Box::new(problem),
+            }),
+            Err(_) => Err(self.not_understood(status, "no problem+json")),
+        }
+    }
+
+    async fn read(&self, mut response: Response) -> Result<String, ClientError> {
+        let status = response.status();
+        let mut bytes = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if bytes.len() + chunk.len() <= LONGEST_ANSWER => {
+                    bytes.extend_from_slice(&chunk);
+                }
+                Ok(Some(_)) => return Err(self.not_understood(status, "an answer without end")),
+                Ok(None) => break,
+                Err(source) => {
+                    return Err(ClientError::ReadAnswer {
+                        server: self.server().to_owned(),
+                        source,
+                    });
+                }
+            }
+        }
+        String::from_utf8(bytes)
+            .map_err(|_| self.not_understood(status, "an answer that is no text"))
+    }
+
+    fn not_understood(&self, status: StatusCode, what: &str) -> ClientError {
+        ClientError::Understand {
+            server: self.server().to_owned(),
+            status,
+            what: what.to_owned(),
+        }
+    }
+}
+
+/// An answer, as it came and as it is understood.
+#[derive(Debug, Clone)]
+pub(super) struct Answer<T> {
+    /// What it means.
+    pub(super) value: T,
+    /// Its JSON, with whatever this program does not know.
+    pub(super) text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::FieldError;
+
+    fn problem(detail: &str, errors: Vec<FieldError>) -> ProblemBody {
+        ProblemBody {
+            r#type: "/problems/invalid-request".to_owned(),
+            title: "The request does not say what is expected".to_owned(),
+            status: 422,
+            detail: detail.to_owned(),
+            errors,
+        }
+    }
+
+    fn connection(server: &str) -> Connection {
+        Connection {
+            server: server.parse().unwrap(),
+            api_key: Some("secret".to_owned()),
+            namespace: "shop".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_problem_says_everything_that_is_wrong_and_nothing_twice() {
+        let errors = vec![
+            FieldError::new("/recipients/0/address/email", "must be a mail address"),
+            FieldError::new("", "is not enough"),
+        ];
+        let problem = problem(
+            "/recipients/0/address/email: must be a mail address (and 1 more in errors)",
+            errors,
+        );
+        assert_eq!(
+            told(&problem),
+            "The request does not say what is expected (422)\n  \
+             /recipients/0/address/email: must be a mail address\n  the body: is not enough"
+        );
+    }
+
+    #[test]
+    fn a_problem_without_places_has_its_sentence() {
+        assert_eq!(
+            told(&problem("it was long", vec![])),
+            "The request does not say what is expected (422)\n  it was long"
+        );
+    }
+
+    #[test]
+    fn a_path_keeps_the_servers_own_and_escapes_what_is_given() {
+        let client = Client::new(connection("http://h.example/herald/")).unwrap();
+        let request = client.request(Method::GET, &["recipients", "a/b c"]);
+        assert_eq!(
+            request.build().unwrap().url().as_str(),
+            "http://h.example/herald/v1/namespaces/shop/recipients/a%2Fb%20c"
+        );
+    }
+
+    #[test]
+    fn a_server_that_is_no_http_url_is_refused() {
+        for wrong in ["mailto:a@b.example", "ftp://h.example"] {
+            let error = Client::new(connection(wrong)).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_key_is_in_no_debug_form() {
+        let connection = connection("http://h.example");
+        assert!(!format!("{connection:?}").contains("secret"));
+        let client = Client::new(connection).unwrap();
+        assert!(!format!("{client:?}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_says_where_and_what_to_do() {
+        // Bound and dropped: nothing listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = Client::new(connection(&format!("http://{address}"))).unwrap();
+        let error = client
+            .get::<String>(&["notifications"], &())
+            .await
+            .unwrap_err();
+        assert!(!error.is_uncertain());
+        let text = error.to_string();
+        assert!(
+            text.contains(&address.to_string()) && text.contains("herald local"),
+            "{text}"
+        );
+    }
+}
