@@ -48,8 +48,8 @@ docs: ## The crates' documentation, without a warning, in target/doc.
 .PHONY: bench
 bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.
 	@scripts/need cargo smtp-sink
-	cargo build --release -p herald-dispatcher
-	cargo run --release -p herald-e2e -- run bench
+	cargo build --release -p herald-dispatcher -p herald-e2e
+	target/release/herald-e2e bench
 
 .PHONY: clean
 clean: ## Removes what was built, and the showcase's state.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod showcase;
 
 /// Herald against the real world.
@@ -18,12 +19,15 @@ struct Arguments {
 enum Command {
     /// Starts Herald with a mail server and a webhook receiver, sends one of each kind and shows what arrives.
     Showcase(showcase::Options),
+    /// Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.
+    Bench(bench::Options),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Showcase(options) => showcase::run(options).await,
+        Command::Bench(options) => bench::run(options).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
