@@ -193,7 +193,7 @@ impl Local {
             .map_err(|source| LocalError::ReadKeys { source })?;
 
         let providers = providers(&options);
-        let pipeline = Arc::new(Pipeline::start(pipeline::Parts {
+        let pipeline = Arc::new(Pipeline::start(&pipeline::Parts {
             broker: Arc::new(broker.clone()),
             store: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog) as _,

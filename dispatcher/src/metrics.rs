@@ -136,7 +136,7 @@ metrics! {
 }
 
 impl Metrics {
-    /// The OpenMetrics text of everything.
+    /// The `OpenMetrics` text of everything.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;

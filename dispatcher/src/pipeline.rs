@@ -96,14 +96,14 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Starts every stage. Nothing is read ahead: what was under way before is taken up as it comes.
-    pub fn start(parts: Parts) -> Self {
+    pub fn start(parts: &Parts) -> Self {
         let Parts {
             broker,
             store,
             catalog,
             metrics,
             ..
-        } = &parts;
+        } = parts;
         let timing = Arc::new(parts.timing.clone());
         let loads = Arc::<Loads>::default();
         let lanes = Arc::<Lanes>::default();

@@ -83,7 +83,7 @@ async fn relay_messages(
                     .await?;
             }
             Err(error) => {
-                tracing::error!(channel, %error, "a message in the relay cannot be read and is dropped")
+                tracing::error!(channel, %error, "a message in the relay cannot be read and is dropped");
             }
         }
         acknowledger.acknowledge(&[id]).await?;

@@ -546,7 +546,7 @@ impl Worker {
                     match breaker.permits(now) {
                         Permit::Yes | Permit::Probe => return index,
                         Permit::NotBefore(at) => {
-                            soonest = Some(soonest.map_or(at, |soonest| soonest.min(at)))
+                            soonest = Some(soonest.map_or(at, |soonest| soonest.min(at)));
                         }
                     }
                 }
@@ -621,7 +621,7 @@ impl Worker {
             match &outcome {
                 Outcome::Sent { .. } | Outcome::Permanent { .. } => breakers[index].succeeded(),
                 Outcome::Transient(_) | Outcome::Unknown(_) => {
-                    breakers[index].failed(Instant::now())
+                    breakers[index].failed(Instant::now());
                 }
                 Outcome::Throttled {
                     retry_after: Some(pause),

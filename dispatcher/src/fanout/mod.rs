@@ -176,7 +176,7 @@ impl Fanout {
                         found.insert(row.notification, Ok(Arc::clone(prepared)));
                     }
                     None if missing.last() != Some(&row.notification) => {
-                        missing.push(row.notification)
+                        missing.push(row.notification);
                     }
                     None => {}
                 }

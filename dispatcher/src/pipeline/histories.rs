@@ -177,7 +177,7 @@ struct Life {
     store: Arc<SqliteStore>,
     accept: Arc<Accept>,
     metrics: Arc<Metrics>,
-    _pipeline: Pipeline,
+    pipeline: Pipeline,
 }
 
 impl Life {
@@ -208,7 +208,7 @@ impl Life {
             let faulty: Arc<dyn Broker> = Arc::new(FaultyBroker::new(broker.clone(), faults(seed)));
             let catalog = Arc::new(FolderCatalog::open(dir.join("folder"), "shop").unwrap());
             let recipients = Arc::clone(recipients);
-            let pipeline = Pipeline::start(Parts {
+            let pipeline = Pipeline::start(&Parts {
                 broker: Arc::clone(&faulty),
                 store: Arc::clone(&store) as Arc<dyn Store>,
                 catalog: Arc::clone(&catalog) as _,
@@ -241,7 +241,7 @@ impl Life {
             store,
             accept,
             metrics,
-            _pipeline: pipeline,
+            pipeline,
         }
     }
 
@@ -253,11 +253,11 @@ impl Life {
             store,
             accept,
             metrics: _,
-            _pipeline,
+            pipeline,
         } = self;
         runtime.block_on(broker.abort());
         let closing = Arc::clone(&store);
-        drop((accept, _pipeline));
+        drop((accept, pipeline));
         runtime.shutdown_timeout(Duration::from_secs(5));
         drop((broker, store));
         // The store's lock is free once its last user is gone.
@@ -453,17 +453,13 @@ fn run(seeds: impl Iterator<Item = u64> + Send, guards: Guards, until_first: boo
 }
 
 fn seeds(count: u64) -> Box<dyn Iterator<Item = u64> + Send> {
-    match std::env::var("HERALD_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-    {
-        Some(seed) => Box::new(std::iter::once(seed)),
-        None => {
-            let first: u64 = rand::random::<u32>().into();
-            println!("seeds {first}..{}", first + count);
-            Box::new(first..first + count)
-        }
+    let given = std::env::var("HERALD_SEED").ok();
+    if let Some(seed) = given.and_then(|seed| seed.parse().ok()) {
+        return Box::new(std::iter::once(seed));
     }
+    let first: u64 = rand::random::<u32>().into();
+    println!("seeds {first}..{}", first + count);
+    Box::new(first..first + count)
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::provider::{Outcome, Provider, Reason};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{
     DeadLetterFilter, DeliveryRecord, HistoryStore, NotificationRecord, Paging, PeopleStore,
-    Recipient, State, Store, SuppressedAddress, WaitingStore,
+    Recipient, State, Store, SuppressedAddress,
 };
 use crate::timing::Timing;
 
@@ -62,7 +62,7 @@ metadata: {name: everybody, namespace: shop}
 spec: {managed: true}
 "#;
 
-const MAIL: &str = r#"
+const MAIL: &str = r"
 apiVersion: herald.dev/v1alpha1
 kind: Channel
 metadata: {name: mail, namespace: shop}
@@ -70,7 +70,7 @@ spec:
   medium: email
   retry: {maxAttempts: 3}
   providers: [{name: first, log: {}}, {name: second, log: {}}]
-"#;
+";
 
 type Script = Arc<dyn Fn(&str, &Delivery) -> Outcome + Send + Sync>;
 
@@ -145,7 +145,7 @@ impl Stages {
         assert_eq!(catalog.reload_now().problems, []);
         let (script, asked): (Script, _) = (Arc::new(script), Arc::default());
         let remembered = Arc::clone(&asked);
-        let pipeline = Pipeline::start(Parts {
+        let pipeline = Pipeline::start(&Parts {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store) as Arc<dyn Store>,
             catalog: Arc::clone(&catalog) as _,
@@ -671,7 +671,7 @@ async fn shutting_down_finishes_what_is_being_sent_and_leaves_the_rest_to_the_ne
         );
     }
     stages
-        .wait(&ids[0], |record| record.counts.get(&State::Sent).is_some())
+        .wait(&ids[0], |record| record.counts.contains_key(&State::Sent))
         .await;
     stages.pipeline.stop().await;
     // Everything that was sent is recorded: the next start sends none of it again.

@@ -188,7 +188,7 @@ impl Plan {
                     tracing::debug!(notification = %request.id, traceparent = request.traceparent.as_deref(), "planned");
                 }
                 Planned::Repeat => {
-                    tracing::debug!(notification = %request.id, "a repeat was dropped")
+                    tracing::debug!(notification = %request.id, "a repeat was dropped");
                 }
                 Planned::Conflict => {
                     tracing::warn!(notification = %request.id, "another request came under the same Idempotency-Key and was dropped");

@@ -164,7 +164,7 @@ impl Resolver {
                 .iter()
                 .skip(done)
                 .take(STEP)
-                .map(|address| Found::outside(address))
+                .map(Found::outside)
                 .collect(),
             Source::People(people) => {
                 let step = &people[done.min(people.len())..people.len().min(done + STEP)];

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::id::NotificationId;
 
-    fn request(recipients: Vec<To>) -> Request {
+    fn request(recipients: &[To]) -> Request {
         serde_json::from_value(json!({
             "id": NotificationId::random(), "namespace": "shop", "sender": "test", "body": "b", "template": "t",
             "definition": "sha256:0", "groups": null, "priority": "normal", "recipients": recipients,
@@ -136,7 +136,7 @@ mod tests {
             To::Group(Arc::from("shop/vip")),
             To::Group(Arc::from("shop/board")),
         ];
-        let sources = sources(&request(to), &groups);
+        let sources = sources(&request(&to), &groups);
         let address = Address {
             email: Some("a@b.example".to_owned()),
             ..Address::default()
@@ -156,7 +156,7 @@ mod tests {
             "shop/a": {"members": [{"group": "b"}]},
             "shop/b": {"members": [{"group": "a"}, {"recipient": "carol"}], "managed": true},
         }));
-        let sources = sources(&request(vec![To::Group(Arc::from("shop/a"))]), &groups);
+        let sources = sources(&request(&[To::Group(Arc::from("shop/a"))]), &groups);
         assert_eq!(
             sources,
             [

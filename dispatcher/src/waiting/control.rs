@@ -38,6 +38,9 @@ pub struct Reached {
     pub pending: bool,
 }
 
+/// Finds a channel's ledger.
+pub type Ledgers = Box<dyn Fn(&str) -> Option<Arc<Ledger>> + Send + Sync>;
+
 /// Gives orders.
 pub struct Orders {
     /// What moves.
@@ -47,7 +50,7 @@ pub struct Orders {
     /// Who has rows that are due.
     pub lanes: Arc<Lanes>,
     /// Finds a channel's ledger, by which it is known that an order was read.
-    pub ledger: Box<dyn Fn(&str) -> Option<Arc<Ledger>> + Send + Sync>,
+    pub ledger: Ledgers,
 }
 
 impl Orders {

@@ -200,7 +200,7 @@ impl Server {
             guards: Guards::default(),
         };
         let behind = Behind {
-            stages: setup.pipeline.then(|| Pipeline::start(parts)),
+            stages: setup.pipeline.then(|| Pipeline::start(&parts)),
             catalog,
             store,
             broker,
