@@ -32,6 +32,7 @@ test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP 
 	@scripts/need cargo smtp-sink python
 	cargo build -p herald-dispatcher
 	cargo run -p herald-e2e -- run embedded --small
+	cargo run -p herald-e2e -- run faults
 
 .PHONY: lint
 lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.

@@ -1,0 +1,78 @@
+//! `run NAME` and `list`: the scenarios, what they are told, and the order in their wake.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{embedded, faults};
+
+/// What a scenario can be told.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Which one.
+    pub scenario: Scenario,
+    /// A smaller size, for every run of the tests.
+    #[arg(long)]
+    pub small: bool,
+    /// Repeat a run: what is sent to whom, and after how much progress the server is killed. Random unless given.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Keep the folder with the logs and all that arrived even if it went well.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What can be run.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Scenario {
+    /// Thousands of people, four priorities, real mail and HTTP servers, SIGKILL on the way: nothing lost, nothing twice without reason
+    Embedded,
+    /// What a process meets: a port taken, a second one, a folder or a disk it cannot write to, SIGTERM, secrets in logs
+    Faults,
+}
+
+/// Says what can be run.
+pub fn list() {
+    for scenario in Scenario::value_variants() {
+        if let Some(value) = scenario.to_possible_value() {
+            let help = value.get_help().map(ToString::to_string);
+            println!("{:<10} {}", value.get_name(), help.unwrap_or_default());
+        }
+    }
+}
+
+/// Runs it, in a folder of its own, which is kept if it fails. Ends with everything it started gone, whatever happens.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let folder = tempfile::Builder::new()
+        .prefix("herald-e2e-")
+        .tempdir()
+        .context("cannot make a folder for the run")?;
+    let outcome = tokio::select! {
+        outcome = scenario(&options, folder.path()) => outcome,
+        stopped = stopped() => stopped,
+    };
+    if options.keep || outcome.is_err() {
+        let kept: PathBuf = folder.keep();
+        eprintln!("kept for a look: {}", kept.display());
+    }
+    outcome
+}
+
+async fn scenario(options: &Options, folder: &Path) -> anyhow::Result<()> {
+    match options.scenario {
+        Scenario::Embedded => embedded::run(options, folder).await,
+        Scenario::Faults => faults::run(folder).await,
+    }
+}
+
+/// Ends with an error once somebody asks this program to stop.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C")?,
+        _ = terminate.recv() => {}
+    }
+    bail!("stopped before its end")
+}
