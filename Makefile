@@ -42,9 +42,9 @@ lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.
 	$(HERALD_CACHE)/tools/bin/cargo-deny --log-level error check bans licenses sources
 
 .PHONY: docs
-docs: ## The crates' documentation, without a warning, in target/doc.
+docs: ## The crates' documentation with private items, since it is for those who change them: target/doc.
 	@scripts/need cargo
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 .PHONY: bench
 bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.

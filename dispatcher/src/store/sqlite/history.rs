@@ -72,7 +72,7 @@ const NOTIFICATIONS_OF_RECIPIENT: &str = list_notifications!(
          WHERE d.recipient <> '' AND substr(d.id, 5, 4) = ?13 AND d.recipient = ?14)"
 );
 
-/// A statement that answers deliveries as [`delivery_record`] reads them; what follows begins after `deliveries AS d`.
+/// A statement that answers deliveries as `delivery_record` reads them; what follows begins after `deliveries AS d`.
 macro_rules! select_deliveries {
     ($($rest:tt)*) => {
         concat!(
