@@ -85,6 +85,12 @@ impl Fanout {
         now: Timestamp,
     ) -> Result<FannedOut, StoreError> {
         let prepared = self.prepare(&rows).await?;
+        for one in prepared.values().flatten() {
+            let Request {
+                id, traceparent, ..
+            } = &*one.request;
+            tracing::debug!(notification = %id, traceparent = traceparent.as_deref(), "fanning out");
+        }
         let mut fanned = FannedOut::default();
         let mut rows: Vec<(Waiting, Arc<Prepared>)> = rows
             .into_iter()

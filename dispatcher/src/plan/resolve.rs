@@ -84,6 +84,8 @@ impl Resolver {
             .found(request, &sources, &unresolved.cursor, at)
             .await
             .map_err(store)?;
+        let traceparent = request.traceparent.as_deref();
+        tracing::debug!(notification = %request.id, traceparent, found = found.len(), "recipients resolved");
         let routes = Routes::new(request, template, &self.catalog.current());
         let rows = self
             .rows(request, &routes, &found, at)

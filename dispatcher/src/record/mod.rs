@@ -11,6 +11,7 @@ use herald_crds::names;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
 use crate::id::FullName;
@@ -43,16 +44,22 @@ pub struct Recorder {
 impl Recorder {
     /// Records until `stop`. With the database away, events wait where they are.
     pub async fn run(self, stop: CancellationToken) {
-        stop.run_until_cancelled(async {
+        let span = tracing::info_span!("record", channel = &*self.channel);
+        let recording = async {
             loop {
                 if let Err(error) = self.record().await {
-                    self.metrics.broker_errors.get_or_create(&Operation { operation: "receive_events" }).inc();
+                    self.metrics
+                        .broker_errors
+                        .get_or_create(&Operation {
+                            operation: "receive_events",
+                        })
+                        .inc();
                     tracing::warn!(channel = &*self.channel, %error, "recording was interrupted, beginning again");
                 }
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
-        })
-        .await;
+        };
+        stop.run_until_cancelled(recording.instrument(span)).await;
     }
 
     async fn record(&self) -> Result<(), BrokerError> {

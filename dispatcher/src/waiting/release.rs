@@ -6,6 +6,7 @@ use std::time::Duration;
 use herald_crds::{Channel, Priority, names};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{Lanes, pace};
 use crate::broker::{Broker, BrokerError, Outgoing};
@@ -64,10 +65,14 @@ impl Release {
             .await
             .ok()
             .flatten();
-        stop.run_until_cancelled(async {
-            self.ledger.caught_up(position).await;
-            self.release().await;
-        })
+        let span = tracing::info_span!("release", channel = &*self.channel);
+        stop.run_until_cancelled(
+            async {
+                self.ledger.caught_up(position).await;
+                self.release().await;
+            }
+            .instrument(span),
+        )
         .await;
     }
 
