@@ -1,5 +1,7 @@
 //! What the stages promise together, on the real queue and the real history, with a provider that does as it is told.
 
+mod direct;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -108,6 +110,15 @@ impl Stages {
         channel: &str,
         script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
     ) -> Self {
+        Self::begin_over(channel, script, |broker| broker).await
+    }
+
+    /// The same over a broker that is wrapped in something.
+    async fn begin_over(
+        channel: &str,
+        script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
+        wrap: impl FnOnce(Arc<dyn Broker>) -> Arc<dyn Broker>,
+    ) -> Self {
         let milliseconds = Duration::from_millis;
         let timing = Timing {
             relays: [milliseconds(20), milliseconds(40)],
@@ -127,11 +138,11 @@ impl Stages {
             synchronous: false,
             ..embedded::Options::default()
         };
-        let broker: Arc<dyn Broker> = Arc::new(
+        let broker = wrap(Arc::new(
             EmbeddedBroker::open(&dir.path().join("queue.db"), options)
                 .await
                 .unwrap(),
-        );
+        ));
         let options = sqlite::Options {
             synchronous: false,
             ..sqlite::Options::default()

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::join_all;
+use futures::{FutureExt, TryStreamExt, stream};
 use herald_crds::Priority;
 use herald_crds::names::{self, Path};
 use jiff::Timestamp;
@@ -198,36 +198,47 @@ impl Plan {
         self.wake();
     }
 
-    /// Direct requests: fanned out at once, without SQL.
+    /// Direct requests: fanned out at once, without SQL. Side by side, so that they share commits: one after the other,
+    /// each would wait for two receipts of its own, and a few hundred a second would be too many.
     async fn go_straight_on(&self, messages: &[Incoming]) -> Result<(), BrokerError> {
-        for requests in messages.iter().filter_map(|message| read(&message.payload)) {
-            for request in requests.requests {
-                let Some(packed) = requests.definitions.get(&request.definition) else {
-                    tracing::error!(notification = %request.id, "a direct request came without its definition and is stored instead");
-                    let message = Requests {
-                        definitions: requests.definitions.clone(),
-                        requests: vec![request],
-                    };
-                    self.store_instead(&message).await?;
-                    continue;
-                };
-                let ready = match self.definitions.carried(&request.definition, packed) {
-                    Ok(ready) => ready,
-                    Err(error) => {
-                        tracing::error!(notification = %request.id, %error, "a direct request cannot be rendered and is stored instead");
-                        let message = Requests {
-                            definitions: requests.definitions.clone(),
-                            requests: vec![request],
-                        };
-                        self.store_instead(&message).await?;
-                        continue;
-                    }
-                };
+        let requests = messages
+            .iter()
+            .filter_map(|message| read(&message.payload))
+            .flat_map(|requests| {
+                let definitions = Arc::new(requests.definitions);
+                let with_definitions = move |request| Ok((request, Arc::clone(&definitions)));
+                requests.requests.into_iter().map(with_definitions)
+            });
+        stream::iter(requests)
+            .try_for_each_concurrent(SIDE_BY_SIDE, |(request, definitions)| async move {
+                self.straight_on(request, &definitions).await
+            })
+            .await
+    }
+
+    async fn straight_on(
+        &self,
+        request: Request,
+        definitions: &BTreeMap<DefinitionHash, Arc<str>>,
+    ) -> Result<(), BrokerError> {
+        let instead = |request| Requests {
+            definitions: definitions.clone(),
+            requests: vec![request],
+        };
+        let Some(packed) = definitions.get(&request.definition) else {
+            tracing::error!(notification = %request.id, "a direct request came without its definition and is stored instead");
+            return self.store_instead(&instead(request)).await;
+        };
+        match self.definitions.carried(&request.definition, packed) {
+            Ok(ready) => {
                 self.fan_out_directly(Arc::new(request), packed, ready)
-                    .await?;
+                    .await
+            }
+            Err(error) => {
+                tracing::error!(notification = %request.id, %error, "a direct request cannot be rendered and is stored instead");
+                self.store_instead(&instead(request)).await
             }
         }
-        Ok(())
     }
 
     /// Lets the other way find out, and say, what is wrong.
