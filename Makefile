@@ -4,6 +4,8 @@ HERALD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/herald
 # What the end-to-end tests run beside Herald.
 HERALD_PYTHON = $(HERALD_CACHE)/python/bin/python
 export HERALD_CACHE HERALD_PYTHON
+# Both programs are always built together: one by one, Cargo would build their dependencies with other features.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):/usr/sbin
 
 .DEFAULT_GOAL := help
@@ -11,13 +13,13 @@ export PATH := $(PATH):/usr/sbin
 .PHONY: help
 help: ## Lists these targets.
 	@echo 'make TARGET, with TARGET one of'
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: run
 run: ## Starts Herald with a mail server and a webhook receiver of its own, sends one of each kind, shows what arrives.
 	@scripts/need cargo
 	cargo build -p herald-dispatcher -p herald-e2e
-	@target/debug/herald-e2e showcase $(ARGS)
+	@$(TARGET)/debug/herald-e2e showcase $(ARGS)
 
 .PHONY: test
 test: lint docs test-unit test-e2e ## Everything a change has to pass.
@@ -30,9 +32,9 @@ test-unit: ## The tests of every crate.
 .PHONY: test-e2e
 test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP servers: the small size.
 	@scripts/need cargo smtp-sink python
-	cargo build -p herald-dispatcher
-	cargo run -p herald-e2e -- run embedded --small
-	cargo run -p herald-e2e -- run faults
+	cargo build -p herald-dispatcher -p herald-e2e
+	$(TARGET)/debug/herald-e2e run embedded --small
+	$(TARGET)/debug/herald-e2e run faults
 
 .PHONY: lint
 lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.
@@ -50,7 +52,7 @@ docs: ## The crates' documentation with private items, since it is for those who
 bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.
 	@scripts/need cargo smtp-sink
 	cargo build --release -p herald-dispatcher -p herald-e2e
-	target/release/herald-e2e bench
+	$(TARGET)/release/herald-e2e bench
 
 .PHONY: clean
 clean: ## Removes what was built, and the showcase's state.
