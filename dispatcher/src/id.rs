@@ -153,7 +153,13 @@ impl DeliveryId {
         let digest = hasher.finalize();
         let mut bytes = [0; 12];
         bytes[..4].copy_from_slice(&notification.0[..4]);
-        bytes[4..8].copy_from_slice(&order(recipient).to_be_bytes());
+        // A bare address has no recipient to tell it from others of the notification.
+        let who = if recipient.is_empty() {
+            endpoint
+        } else {
+            recipient
+        };
+        bytes[4..8].copy_from_slice(&order(who).to_be_bytes());
         bytes[8..].copy_from_slice(&digest[..4]);
         Self(bytes)
     }
@@ -199,6 +205,16 @@ mod tests {
             let error = wrong.parse::<DeliveryId>().unwrap_err();
             assert!(error.to_string().contains("24"));
         }
+    }
+
+    #[test]
+    fn bare_addresses_of_one_notification_do_not_share_ids() {
+        let notification = NotificationId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        // Their digests agree in the last 32 bits of the id.
+        let [one, other] = ["user22932@customers.example", "user40555@customers.example"]
+            .map(|endpoint| DeliveryId::new(&notification, "", "shop/mail", 0, endpoint, 0));
+        assert_eq!(one.as_bytes()[8..], other.as_bytes()[8..]);
+        assert_ne!(one, other);
     }
 
     #[test]

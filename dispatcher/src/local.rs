@@ -284,14 +284,11 @@ impl Local {
     pub async fn stop(self) {
         self.ready.send_replace(false);
         self.stop.cancel();
-        let drained = async {
-            self.tasks.wait().await;
-            self.pipeline.stop().await;
-        };
-        if tokio::time::timeout(self.timing.drain, drained)
-            .await
-            .is_err()
-        {
+        // Side by side: somebody who watches outcomes must not keep the stages from finishing.
+        let served = tokio::time::timeout(self.timing.drain, self.tasks.wait());
+        let worked = tokio::time::timeout(self.timing.drain * 2, self.pipeline.stop());
+        let (_, worked) = futures::join!(served, worked);
+        if worked.is_err() {
             tracing::warn!("not everything was finished in time: it is taken up at the next start");
         }
         self.broker.close().await;

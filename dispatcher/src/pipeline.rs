@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::{Broker, MessageId};
-use crate::catalog::{Catalog, FullName, Snapshot};
+use crate::catalog::{Catalog, DeclaredProblem, FullName, Snapshot};
 use crate::deliver::ledger::Ledger;
 use crate::deliver::load::Loads;
 use crate::deliver::rate::Rate;
@@ -406,6 +406,13 @@ impl Channels {
 
     /// What waits for a channel that is no more ends as failed.
     async fn end_deleted(&self, declared: &Snapshot) {
+        // What cannot be read may be the channel: nothing ends for a slip of the pen.
+        let is_unclear = |problem: &DeclaredProblem| {
+            problem.resource.is_empty() || problem.resource.starts_with("Channel ")
+        };
+        if declared.problems.iter().any(is_unclear) {
+            return;
+        }
         let result = async {
             let mut gone: Vec<FullName> = self
                 .parts

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use herald_crds::RecipientGroupSpec;
 
 use crate::catalog::Snapshot;
+use crate::fanout::definitions::MOST_BYTES as MOST_UNPACKED;
 use crate::id::FullName;
 use crate::message::DefinitionHash;
 
@@ -113,6 +114,9 @@ fn pack(groups: &BTreeMap<&str, &RecipientGroupSpec>) -> Result<Packed, NoDefini
     let mut value = serde_json::to_value(groups).unwrap_or_default();
     value.sort_all_objects();
     let json = value.to_string();
+    if json.len() > MOST_UNPACKED {
+        return Err(NoDefinition::TooLarge);
+    }
     let hash = herald_crds::definition::hash_json(&json);
     let packed = zstd::encode_all(json.as_bytes(), 0)
         .map(|zipped| STANDARD.encode(zipped))

@@ -214,6 +214,15 @@ impl Ledger {
         }
     }
 
+    /// Notes that deliveries did not go out after all.
+    pub fn not_released(&self, priority: Priority, ids: &[DeliveryId]) {
+        let mut state = self.lock();
+        let out = &mut state.out[priority.index()];
+        for id in ids {
+            out.ids.remove(id);
+        }
+    }
+
     /// How many deliveries of a class are out, and how many per second have been settled lately (`None`: not known yet).
     pub fn pace(&self, priority: Priority) -> (usize, Option<f64>) {
         let mut state = self.lock();

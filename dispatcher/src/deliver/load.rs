@@ -85,7 +85,7 @@ impl Load {
 
     /// Whether no provider may be asked now.
     pub fn is_stopped(&self) -> bool {
-        !self.providers.is_empty() && self.providers.iter().all(|provider| provider.state == 0.0)
+        !self.providers.is_empty() && self.providers.iter().all(|provider| provider.state < 1.0)
     }
 }
 

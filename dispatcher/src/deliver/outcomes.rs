@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::queue::{Acknowledgement, Held, copy};
 use super::retry::Next;
 use super::worker::Worker;
-use crate::broker::{MessageId, Outgoing};
+use crate::broker::{BrokerError, MessageId, Outgoing};
 use crate::message::{self, Bundle, Delivery, Event, Events, Step};
 
 /// Most outcomes published together.
@@ -49,6 +49,9 @@ pub(super) async fn publish(worker: &Worker, mut finished: mpsc::Receiver<Finish
         let mut outcomes = Vec::with_capacity(batch.len());
         for done in &mut batch {
             let step = std::mem::replace(&mut done.next.step, Step::Expired);
+            if !step.ends() && done.next.tried > done.held.delivery.tried {
+                worker.count_retry(done.held.delivery.priority);
+            }
             outcomes.push(Event {
                 delivery: done.held.delivery.id,
                 notification: done.held.delivery.notification,
@@ -109,9 +112,14 @@ pub(super) async fn acknowledge(
                 .drain(..)
                 .partition(|(other, _)| Arc::ptr_eq(other, &by));
             let ids: Vec<MessageId> = same.into_iter().map(|(_, id)| id).collect();
-            if let Err(error) = by.acknowledge(&ids).await {
+            // Unacknowledged, they would fill the consumer's prefetch for as long as it lives.
+            while let Err(error) = by.acknowledge(&ids).await {
+                if matches!(error, BrokerError::Closed) {
+                    return;
+                }
                 worker.broker_error("acknowledge");
-                tracing::warn!(channel = &*worker.channel, %error, "an acknowledgement was lost: repeats will be dropped");
+                tracing::warn!(channel = &*worker.channel, %error, "acknowledgements were refused, trying again");
+                tokio::time::sleep(Duration::from_millis(250)).await;
             }
             batch = rest;
         }

@@ -122,6 +122,7 @@ pub struct Worker {
 /// What is counted for each class, looked up once.
 struct Counters {
     sent: Counter,
+    retried: Counter,
     repeats_dropped: Counter,
     ready_to_sent: Histogram,
 }
@@ -168,12 +169,16 @@ impl Worker {
             };
             Counters {
                 sent: metrics.sent.get_or_create(&labels).clone(),
+                retried: metrics.retried.get_or_create(&labels).clone(),
                 repeats_dropped: metrics.repeats_dropped.get_or_create(&labels).clone(),
                 ready_to_sent: metrics.ready_to_sent_seconds.get_or_create(&labels).clone(),
             }
         });
         Arc::new(Self {
-            scheduler: Mutex::new(Scheduler::new(&policy, spec.concurrency())),
+            scheduler: Mutex::new(Scheduler::new(
+                &policy,
+                spec.concurrency().min(shared.window.max(1)),
+            )),
             breakers: Mutex::new(
                 providers
                     .iter()
@@ -271,6 +276,10 @@ impl Worker {
             .broker_errors
             .get_or_create(&Operation { operation })
             .inc();
+    }
+
+    pub(super) fn count_retry(&self, class: Priority) {
+        self.counters[class.index()].retried.inc();
     }
 
     /// Deliveries of one class to hold at the most.
@@ -523,7 +532,9 @@ impl Worker {
                 id, round, attempt, ..
             } = held.delivery;
             if self.shared.guards.settled && self.ledger.is_settled(&id, round, attempt) {
-                queues.release(&copy(&held.delivery));
+                for further in queues.release(&copy(&held.delivery)) {
+                    further.settle();
+                }
                 self.drop_repeat(&held);
                 continue;
             }

@@ -18,7 +18,7 @@ use crate::store::{Store, StoreError};
 const MOST: usize = 256;
 
 /// Most bytes of one definition, unpacked.
-const MOST_BYTES: usize = 4 * 1024 * 1024;
+pub const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 /// A definition that cannot be used.
 #[derive(Debug, thiserror::Error)]

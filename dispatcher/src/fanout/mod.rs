@@ -20,7 +20,10 @@ use crate::message::{Delivery, Event, Failure, Request, Step, Suppression};
 use crate::store::{Directory, Store, StoreError, Waiting};
 
 /// Notifications kept ready for rendering.
-const MOST_PREPARED: usize = 1024;
+const MOST_PREPARED: usize = 256;
+
+/// Most bytes of their parameters.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
 
 /// A notification ready to be rendered for its recipients.
 #[derive(Debug)]
@@ -196,7 +199,12 @@ impl Fanout {
         for request in self.store.requests(&missing).await? {
             let id = request.id;
             let prepared = match self.definitions.template(&request.definition).await {
-                Ok(ready) => Ok(Arc::new(prepare(request, ready))),
+                Ok(ready) => {
+                    // Rows know their recipients; ten thousand of them need not be kept.
+                    let mut request = Arc::unwrap_or_clone(request);
+                    request.recipients = Vec::new();
+                    Ok(Arc::new(prepare(Arc::new(request), ready)))
+                }
                 Err(DefinitionError::Store(error)) => return Err(error),
                 Err(error) => Err(Failure {
                     reason: Arc::from("definition"),
@@ -206,7 +214,10 @@ impl Fanout {
             };
             if let Ok(prepared) = &prepared {
                 let mut kept = self.lock();
-                if kept.len() >= MOST_PREPARED {
+                let bytes = |one: &Arc<Prepared>| one.request.parameters.get().len();
+                if kept.len() >= MOST_PREPARED
+                    || kept.values().map(bytes).sum::<usize>() > MOST_BYTES
+                {
                     // Whatever is still needed is back after one look into SQL.
                     kept.clear();
                 }

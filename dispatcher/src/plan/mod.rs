@@ -286,6 +286,21 @@ impl Plan {
                 );
             }
         }
+        // What changed since acceptance is for the other way to find out, and to write down with its reason.
+        let is_routed = rows
+            .iter()
+            .all(|row| declared.channels.contains_key(&row.channel));
+        if rows.is_empty() || !is_routed {
+            let definitions =
+                BTreeMap::from([(Arc::clone(&request.definition), Arc::clone(packed))]);
+            let requests = vec![(*request).clone()];
+            return self
+                .store_instead(&Requests {
+                    definitions,
+                    requests,
+                })
+                .await;
+        }
         let prepared = self.fanout.prepare_carried(&request, ready);
         let mut by_channel: BTreeMap<FullName, Vec<NewDelivery>> = BTreeMap::new();
         for row in rows {
@@ -404,8 +419,12 @@ impl Plan {
                         self.store_error("resolve_step", &error);
                     }
                     Err(error) => {
-                        failed = true;
-                        tracing::error!(notification = %one.request.id, %error, "recipients cannot be resolved");
+                        // It will not pass by itself: held, so that it is seen and stands in nobody's way.
+                        tracing::error!(notification = %one.request.id, %error, "recipients cannot be resolved: held");
+                        if let Err(error) = self.store.hold(&one.request.id, 0, 0).await {
+                            failed = true;
+                            self.store_error("hold", &error);
+                        }
                     }
                 }
             }

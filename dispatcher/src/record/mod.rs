@@ -126,8 +126,8 @@ impl Recorder {
         for event in events.into_iter().flat_map(|events| events.outcomes) {
             match &event.step {
                 Step::Returned { .. } => {
-                    // Whether it was due when it was written is the store's to say: so both are told.
-                    self.lanes.ready(&self.channel, Some(event.priority));
+                    // When it is due, and in which class by now, is the store's to say: so everybody is told.
+                    self.lanes.ready(&self.channel, None);
                     self.lanes.scheduled();
                 }
                 Step::Failed {

@@ -131,6 +131,6 @@ pub struct Recalled {
     pub waiting: u64,
     /// Rows that are out and not yet ended.
     pub out: u64,
-    /// `(channel, notification)` of those that are out.
+    /// `(channel, notification)` of those that are out, or were ready and may be leaving this moment.
     pub out_by_channel: Vec<(Arc<str>, NotificationId)>,
 }

@@ -12,7 +12,8 @@ use super::{Lanes, pace};
 use crate::broker::{Broker, BrokerError, Outgoing};
 use crate::catalog::{Catalog, FullName};
 use crate::deliver::ledger::Ledger;
-use crate::fanout::{Fanout, bundle};
+use crate::fanout::{FannedOut, Fanout, bundle};
+use crate::id::DeliveryId;
 use crate::message::{self, Events};
 use crate::metrics::{ChannelClass, Metrics, Operation};
 use crate::store::{Store, StoreError, Turn};
@@ -180,6 +181,25 @@ impl Release {
             class,
             fanned.deliveries.iter().map(|d| (d.id, d.round, d.attempt)),
         );
+        let ids: Vec<DeliveryId> = fanned.deliveries.iter().map(|d| d.id).collect();
+        let left = self.hand_over(channel, class, fanned, now).await;
+        if left.is_err() {
+            // Some of it may be out all the same; counted as out, it could stop the class for as long as H.
+            self.ledger.not_released(class, &ids);
+        }
+        left?;
+        *turn = next;
+        Ok(count)
+    }
+
+    /// Hands a chunk to the broker, then marks its rows.
+    async fn hand_over(
+        &self,
+        channel: &Channel,
+        class: Priority,
+        fanned: FannedOut,
+        now: Timestamp,
+    ) -> Result<(), ReleaseError> {
         let labels = ChannelClass {
             channel: self.channel.to_string(),
             priority: class.as_str(),
@@ -217,8 +237,7 @@ impl Release {
                 .map_err(ReleaseError::Store)?;
             self.lanes.scheduled();
         }
-        *turn = next;
-        Ok(count)
+        Ok(())
     }
 
     async fn publish(

@@ -460,6 +460,10 @@ impl SqliteStore {
                 }
                 if waits {
                     recalled.waiting += 1;
+                    // Ready, so perhaps just being released: whoever has it is told too.
+                    if waiting == 2 {
+                        out.insert((first + place as usize, channel));
+                    }
                 } else {
                     recalled.out += 1;
                     out.insert((first + place as usize, channel));
