@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub synchronous: bool,
     /// Page cache of each connection, in KiB.
     pub cache_kib: u32,
+    /// Rows that a connection reads ahead of who takes them: each time it is too few, two threads wait for each other.
+    pub rows_ahead: usize,
 }
 
 impl Default for Settings {
@@ -43,6 +45,7 @@ impl Default for Settings {
         Self {
             synchronous: true,
             cache_kib: 8 * 1024,
+            rows_ahead: 16,
         }
     }
 }
@@ -138,7 +141,7 @@ pub(crate) fn readers(path: &Path, settings: Settings, connections: u32) -> Sqli
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
-        .connect_lazy_with(options(path, settings).read_only(true).row_buffer_size(16))
+        .connect_lazy_with(options(path, settings).read_only(true))
 }
 
 fn options(path: &Path, settings: Settings) -> SqliteConnectOptions {
@@ -156,6 +159,7 @@ fn options(path: &Path, settings: Settings) -> SqliteConnectOptions {
         .pragma("cache_size", format!("-{}", settings.cache_kib))
         .pragma("journal_size_limit", LOG_BYTES)
         .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        .row_buffer_size(settings.rows_ahead)
         .disable_statement_logging()
 }
 

@@ -40,6 +40,9 @@ use super::{State, StoreError};
 use crate::id::{DeliveryId, NotificationId};
 use crate::sqlite::{self, WriteError, Writer};
 
+/// A whole chunk or step of small rows.
+const ROWS_AHEAD: usize = 512;
+
 /// The schema, step by step; a released step is never changed.
 const STEPS: &[&str] = &[include_str!("schema.sql")];
 
@@ -102,6 +105,7 @@ impl SqliteStore {
         let settings = sqlite::Settings {
             synchronous: options.synchronous,
             cache_kib: options.cache_kib / 2,
+            rows_ahead: ROWS_AHEAD,
         };
         let mut connection = sqlite::open(path, settings)
             .await
