@@ -11,7 +11,8 @@ pub struct Timing {
     pub relays: [Duration; 2],
     /// Delays of the longer retries, which are rows; the last one repeats. 5 minutes and 1 hour.
     pub returns: [Duration; 2],
-    /// How much work may be out for a channel and class. 10 s.
+    /// How much work may be out for a channel and class. 9 s: what it takes to accept, plan, release and send one more
+    /// then still ends within 10 s.
     pub pace: Duration,
     /// How often a deliver pod tells how it is. 1 s.
     pub tick: Duration,
@@ -36,7 +37,7 @@ impl Default for Timing {
             horizon: 900 * SECOND,
             relays: [5 * SECOND, 30 * SECOND],
             returns: [300 * SECOND, 3600 * SECOND],
-            pace: 10 * SECOND,
+            pace: 9 * SECOND,
             tick: SECOND,
             overdue: 600 * SECOND,
             sweep: 60 * SECOND,
