@@ -133,7 +133,7 @@ impl Figure {
         match self.share {
             None => String::new(),
             Some(share) if share >= 1.0 => "holds".to_owned(),
-            Some(share) => format!("**short: {:.0} % of the way**", share * 100.0),
+            Some(share) => format!("**short: {:.0} % of it**", share * 100.0),
         }
     }
 }
@@ -201,6 +201,9 @@ pub fn write(
         }
     }
     write!(page, "\n{BY_HAND}{by_hand}")?;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
     std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))
 }
 
