@@ -8,10 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::render::{self, includes, names};
 use crate::validate::escape;
-use crate::{
-    Content, NotificationTemplate, NotificationTemplateSpec, Problem, RecipientGroupSpec,
-    ResourceSet,
-};
+use crate::{Content, NotificationTemplate, NotificationTemplateSpec, Problem, ResourceSet};
 
 /// The most partials of other templates that one may include, directly or not.
 const MOST_PARTIALS: usize = 64;
@@ -33,9 +30,6 @@ pub struct Definition {
     /// The partials of other templates, by full name (`brand/footer`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub partials: BTreeMap<String, String>,
-    /// Groups that are part of it, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub groups: BTreeMap<String, RecipientGroupSpec>,
 }
 
 impl Definition {
@@ -53,7 +47,6 @@ impl Definition {
             name: metadata.name.clone().unwrap_or_default(),
             template: template.spec.clone(),
             partials: BTreeMap::new(),
-            groups: BTreeMap::new(),
         };
         let foreign = definition.walk(|full| {
             let (owner, partial) = full.split_once('/')?;

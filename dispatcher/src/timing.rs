@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use herald_crds::channel::RETRY_DELAYS;
+
 /// The times that the pipeline keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
@@ -33,10 +35,11 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         const SECOND: Duration = Duration::from_secs(1);
+        let [first, second, third, last] = RETRY_DELAYS;
         Self {
             horizon: 900 * SECOND,
-            relays: [5 * SECOND, 30 * SECOND],
-            returns: [300 * SECOND, 3600 * SECOND],
+            relays: [first, second],
+            returns: [third, last],
             pace: 9 * SECOND,
             tick: SECOND,
             overdue: 600 * SECOND,

@@ -33,6 +33,17 @@ pub struct Outgoing {
     pub deliver_at: Option<Timestamp>,
 }
 
+impl Outgoing {
+    /// A message for any consumer, at once.
+    pub fn at_once(payload: Bytes) -> Self {
+        Self {
+            payload,
+            key: None,
+            deliver_at: None,
+        }
+    }
+}
+
 /// A message that a consumer holds until it acknowledges it.
 #[derive(Debug, Clone)]
 pub struct Incoming {

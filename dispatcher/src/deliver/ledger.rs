@@ -142,11 +142,6 @@ impl Ledger {
         let _ = seen.wait_for(|seen| *seen >= position).await;
     }
 
-    /// How far the tail has come.
-    pub fn position(&self) -> Option<MessageId> {
-        *self.position.borrow()
-    }
-
     /// Whether a copy with this round and attempt is settled.
     pub fn is_settled(&self, id: &DeliveryId, round: u16, attempt: u16) -> bool {
         self.lock().settled.is_settled(id, round, attempt)
@@ -229,11 +224,6 @@ impl Ledger {
         let out = &mut state.out[priority.index()];
         out.measure();
         (out.ids.len(), out.drain)
-    }
-
-    /// Deliveries per second that have been settled lately, over all classes.
-    pub fn drain(&self) -> f64 {
-        self.lock().out.iter().filter_map(|out| out.drain).sum()
     }
 
     /// Resolves at the next change.

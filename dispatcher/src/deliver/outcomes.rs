@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use herald_crds::names::{self, Topic};
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -76,7 +75,7 @@ pub(super) async fn publish(worker: &Worker, mut finished: mpsc::Receiver<Finish
             &events_topic,
             events
                 .iter()
-                .map(|events| outgoing(message::encode(events)))
+                .map(|events| Outgoing::at_once(message::encode(events)))
                 .collect(),
         )
         .await;
@@ -169,14 +168,6 @@ fn weight(step: &Step) -> usize {
             ..
         } => delivery.content.len(),
         _ => 0,
-    }
-}
-
-fn outgoing(payload: Bytes) -> Outgoing {
-    Outgoing {
-        payload,
-        key: None,
-        deliver_at: None,
     }
 }
 

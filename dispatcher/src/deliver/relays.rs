@@ -52,11 +52,7 @@ async fn relay_messages(
                             bundle.deliveries.iter().filter(of_class).cloned().collect();
                         message::encode(&Bundle { deliveries })
                     };
-                    let message = Outgoing {
-                        payload,
-                        key: None,
-                        deliver_at: None,
-                    };
+                    let message = Outgoing::at_once(payload);
                     broker
                         .publish(&names::deliveries(channel, class), vec![message])
                         .await?;

@@ -39,9 +39,5 @@ pub fn messages(deliveries: Vec<Delivery>, most: usize) -> Vec<Outgoing> {
 }
 
 fn outgoing(bundle: &Bundle) -> Outgoing {
-    Outgoing {
-        payload: message::encode(bundle),
-        key: None,
-        deliver_at: None,
-    }
+    Outgoing::at_once(message::encode(bundle))
 }

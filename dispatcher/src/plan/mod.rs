@@ -247,11 +247,7 @@ impl Plan {
             .requests
             .first()
             .map_or(Priority::Normal, |request| request.priority);
-        let message = Outgoing {
-            payload: message::encode(requests),
-            key: None,
-            deliver_at: None,
-        };
+        let message = Outgoing::at_once(message::encode(requests));
         self.broker
             .publish(&names::requests(Path::Stored, class), vec![message])
             .await
@@ -355,7 +351,7 @@ impl Plan {
             };
             self.publish(
                 &names::events(&channel),
-                vec![plain(message::encode(&events))],
+                vec![Outgoing::at_once(message::encode(&events))],
             )
             .await?;
             let most = bundle::most(declared.spec.rate_limit.as_ref());
@@ -485,14 +481,6 @@ fn direct_delivery(row: NewDelivery) -> DirectDelivery {
         channel: row.channel,
         endpoint: row.endpoint,
         locale: row.locale,
-    }
-}
-
-fn plain(payload: Bytes) -> Outgoing {
-    Outgoing {
-        payload,
-        key: None,
-        deliver_at: None,
     }
 }
 

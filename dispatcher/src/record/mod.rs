@@ -2,7 +2,6 @@
 
 pub mod sweep;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,11 +116,6 @@ impl Recorder {
 
     /// What follows from what was recorded.
     async fn tell(&self, events: Vec<Events>) {
-        let namespaces: BTreeMap<_, _> = events
-            .iter()
-            .flat_map(|events| &events.direct)
-            .map(|direct| (direct.request.id, Arc::clone(&direct.request.namespace)))
-            .collect();
         let now = Timestamp::now();
         for event in events.into_iter().flat_map(|events| events.outcomes) {
             match &event.step {
@@ -137,11 +131,8 @@ impl Recorder {
                 } => {
                     self.count(&self.metrics.dead, &error.reason);
                     if *address_gone && let Some(delivery) = delivery {
-                        let namespace = namespaces
-                            .get(&event.notification)
-                            .unwrap_or(&delivery.namespace);
                         self.suppress(
-                            namespace,
+                            &delivery.namespace,
                             delivery.content.medium().as_str(),
                             &delivery.endpoint,
                             now,

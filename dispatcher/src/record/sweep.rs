@@ -137,11 +137,7 @@ impl Sweep {
             return false;
         };
         let topic = names::events(channel);
-        let marker = Outgoing {
-            payload: message::encode(&Events::default()),
-            key: None,
-            deliver_at: None,
-        };
+        let marker = Outgoing::at_once(message::encode(&Events::default()));
         if self.broker.publish(&topic, vec![marker]).await.is_err() {
             return false;
         }

@@ -120,11 +120,7 @@ impl Orders {
                 controls,
                 ..Events::default()
             };
-            let message = Outgoing {
-                payload: message::encode(&events),
-                key: None,
-                deliver_at: None,
-            };
+            let message = Outgoing::at_once(message::encode(&events));
             self.broker
                 .publish(&topic, vec![message])
                 .await

@@ -213,11 +213,7 @@ impl Release {
                 outcomes: outcomes.to_vec(),
                 ..Events::default()
             };
-            Outgoing {
-                payload: message::encode(&events),
-                key: None,
-                deliver_at: None,
-            }
+            Outgoing::at_once(message::encode(&events))
         });
         self.publish(&names::events(&self.channel), ended.collect())
             .await?;
