@@ -404,7 +404,7 @@ impl Channels {
         })
     }
 
-    /// What waits for a channel that is no more ends as failed.
+    /// What waits for a channel that is no more, or is out, ends as failed: also if it was deleted while nothing ran.
     async fn end_deleted(&self, declared: &Snapshot) {
         // What cannot be read may be the channel: nothing ends for a slip of the pen.
         let is_unclear = |problem: &DeclaredProblem| {
@@ -414,27 +414,22 @@ impl Channels {
             return;
         }
         let result = async {
-            let mut gone: Vec<FullName> = self
-                .parts
-                .store
-                .ready()
-                .await?
-                .into_iter()
-                .map(|(name, _)| name)
-                .collect();
-            gone.extend(self.lock().keys().cloned());
-            gone.sort_unstable();
-            gone.dedup();
-            for name in gone
-                .iter()
-                .filter(|name| !name.is_empty() && !declared.channels.contains_key(*name))
-            {
+            let known = self.parts.store.channels().await?;
+            for (name, unended) in known {
+                if declared.channels.contains_key(&name) {
+                    continue;
+                }
+                // What was told before it went is history all the same, and may be of rows that are still to be written.
+                self.begin(&name);
+                if !unended {
+                    continue;
+                }
                 let mut ended = 0;
                 loop {
                     let some = self
                         .parts
                         .store
-                        .end_channel(name, Timestamp::now(), END)
+                        .end_channel(&name, Timestamp::now(), END)
                         .await?;
                     ended += some;
                     if some < END as u64 {
@@ -443,9 +438,9 @@ impl Channels {
                 }
                 if ended > 0 {
                     tracing::error!(
-                        channel = &**name,
+                        channel = &*name,
                         ended,
-                        "what waited for a channel that is no more ended as failed"
+                        "what waited for a channel that is no more, or was out, ended as failed"
                     );
                 }
             }

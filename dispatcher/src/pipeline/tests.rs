@@ -23,7 +23,7 @@ use crate::provider::{Outcome, Provider, Reason};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{
     DeadLetterFilter, DeliveryRecord, HistoryStore, NotificationRecord, Paging, PeopleStore,
-    Recipient, State, Store, SuppressedAddress,
+    Recipient, RecordStore, State, Store, SuppressedAddress,
 };
 use crate::timing::Timing;
 
@@ -99,6 +99,7 @@ struct Stages {
     dir: tempfile::TempDir,
     store: Arc<SqliteStore>,
     catalog: Arc<FolderCatalog>,
+    parts: Parts,
     pipeline: Pipeline,
     accept: Accept,
     metrics: Arc<Metrics>,
@@ -156,7 +157,7 @@ impl Stages {
         assert_eq!(catalog.reload_now().problems, []);
         let (script, asked): (Script, _) = (Arc::new(script), Arc::default());
         let remembered = Arc::clone(&asked);
-        let pipeline = Pipeline::start(&Parts {
+        let parts = Parts {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store) as Arc<dyn Store>,
             catalog: Arc::clone(&catalog) as _,
@@ -172,7 +173,8 @@ impl Stages {
             timing: timing.clone(),
             window: WINDOW,
             guards: Guards::default(),
-        });
+        };
+        let pipeline = Pipeline::start(&parts);
         let accept = Accept::new(accept::Parts {
             broker,
             catalog: Arc::clone(&catalog) as _,
@@ -186,6 +188,7 @@ impl Stages {
             dir,
             store,
             catalog,
+            parts,
             pipeline,
             accept,
             metrics,
@@ -260,6 +263,19 @@ impl Stages {
 
     fn asked(&self) -> Vec<(String, Delivery)> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// Marks what is due as released without handing it to the broker: what no crash of ours does.
+    async fn lose(&self) {
+        let store: &dyn Store = &*self.store;
+        let class = herald_crds::Priority::Normal;
+        let turn = crate::store::Turn::default();
+        let (rows, _) = store.chunk("shop/mail", class, turn, 10).await.unwrap();
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| (row.row, row.round, row.attempt))
+            .collect();
+        store.released(&rows, Timestamp::now()).await.unwrap();
     }
 
     fn declare(&self, channel: &str) {
@@ -625,22 +641,7 @@ async fn the_sweep_finds_what_was_lost_and_sends_it_once() {
         .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
         .await;
     stages.wait(&id, |record| !record.counts.is_empty()).await;
-    // Marked as released, and never handed to the broker: what no crash of ours does.
-    let store: &dyn Store = &*stages.store;
-    let (rows, _) = store
-        .chunk(
-            "shop/mail",
-            herald_crds::Priority::Normal,
-            crate::store::Turn::default(),
-            10,
-        )
-        .await
-        .unwrap();
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| (row.row, row.round, row.attempt))
-        .collect();
-    store.released(&rows, Timestamp::now()).await.unwrap();
+    stages.lose().await;
     stages.declare(MAIL);
     let deliveries = stages.ended(&id).await;
     assert_eq!(deliveries[0].state, State::Sent);
@@ -657,6 +658,33 @@ async fn what_waits_for_a_deleted_channel_ends_as_failed_with_that_reason() {
         .await;
     stages.wait(&id, |record| !record.counts.is_empty()).await;
     std::fs::remove_file(stages.dir.path().join("mail.yaml")).unwrap();
+    stages.catalog.reload_now();
+    let deliveries = stages.ended(&id).await;
+    assert_eq!(
+        (deliveries[0].state, deliveries[0].reason.as_deref()),
+        (State::Failed, Some("channel-deleted"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_failed() {
+    let suspended = format!("{MAIL}  suspend: true\n");
+    let mut stages = Stages::begin(&suspended, sent).await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    stages.wait(&id, |record| !record.counts.is_empty()).await;
+    stages.lose().await;
+    stages.pipeline.stop().await;
+    let file = stages.dir.path().join("mail.yaml");
+    // A slip of the pen ends nothing.
+    std::fs::write(&file, MAIL.replace("medium: email", "medium: pigeon")).unwrap();
+    stages.catalog = Arc::new(FolderCatalog::open(stages.dir.path(), "shop").unwrap());
+    stages.parts.catalog = Arc::clone(&stages.catalog) as _;
+    stages.pipeline = Pipeline::start(&stages.parts);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
+    std::fs::remove_file(file).unwrap();
     stages.catalog.reload_now();
     let deliveries = stages.ended(&id).await;
     assert_eq!(

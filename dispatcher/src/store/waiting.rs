@@ -68,8 +68,8 @@ pub trait WaitingStore {
     /// The earliest due time of rows that are not yet ready; `None`: none waits.
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Channels (`namespace/name`) and classes that have rows ready for release.
-    async fn ready(&self) -> Result<Vec<(Arc<str>, Priority)>, StoreError>;
+    /// Every channel (`namespace/name`) that ever had a row, and whether one of its rows has not ended: waits or is out.
+    async fn channels(&self) -> Result<Vec<(Arc<str>, bool)>, StoreError>;
 
     /// The next chunk of one channel and class: rows of the notification whose turn it is, and, if those are fewer
     /// than `limit`, of the next ones in turn; after the last notification the first is next. Rows stay ready until

@@ -53,6 +53,7 @@ macro_rules! store_contract {
             cancelling_a_template_leaves_others_alone,
             prioritizing_moves_what_waits_and_what_is_still_to_be_resolved,
             a_deleted_channels_rows_end,
+            a_channel_has_not_ended_while_a_row_of_it_waits_or_is_out,
             a_backlog_is_counted_by_class,
             a_returned_delivery_waits_whole_with_its_next_attempt,
             a_repeated_return_does_not_bring_back_what_was_released_again,
@@ -518,9 +519,10 @@ pub(crate) async fn rows_that_are_due_are_ready_and_others_ripen(store: &impl St
     planned(store, &request, &people).await;
     assert_eq!(store.next_due().await.unwrap(), Some(at(1_000)));
     let ready = vec![(Arc::from(MAIL), Priority::Normal)];
-    assert_eq!(store.ready().await.unwrap(), ready);
+    let normal = Priority::Normal.index();
+    assert_eq!(store.backlog(MAIL).await.unwrap()[normal].due, 1);
     assert_eq!(release(store, 10, at(0)).await.len(), 1);
-    assert!(store.ready().await.unwrap().is_empty());
+    assert_eq!(store.backlog(MAIL).await.unwrap()[normal].due, 0);
 
     assert!(store.ripen(at(999), 10).await.unwrap().is_empty());
     assert_eq!(store.ripen(at(5_000), 1).await.unwrap(), ready);
@@ -649,7 +651,7 @@ pub(crate) async fn a_row_without_a_channel_ends_as_it_is_written(store: &impl S
     };
     planned(store, &request, &[nowhere]).await;
     assert_eq!(waiting_and_out(store).await, (0, 0));
-    assert!(store.ready().await.unwrap().is_empty());
+    assert!(store.channels().await.unwrap().is_empty());
 }
 
 pub(crate) async fn cancelling_ends_what_waits_and_names_the_channels_of_what_is_out(
@@ -774,11 +776,28 @@ pub(crate) async fn a_deleted_channels_rows_end(store: &impl Stages) {
     people[3].due = at(60_000);
     planned(store, &request, &people).await;
     release(store, 1, at(0)).await;
+    assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), true)]);
     assert_eq!(store.end_channel("shop/other", at(1), 10).await.unwrap(), 0);
     assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 3);
     assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 1);
     assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 0);
     assert_eq!(waiting_and_out(store).await, (0, 0));
+    assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), false)]);
+}
+
+pub(crate) async fn a_channel_has_not_ended_while_a_row_of_it_waits_or_is_out(store: &impl Stages) {
+    let request = request("1");
+    let mut people = rows(&request.id, 1);
+    people[0].due = at(60_000);
+    planned(store, &request, &people).await;
+    let mail = |unended| [(Arc::from(MAIL), unended)];
+    assert_eq!(store.channels().await.unwrap(), mail(true));
+    store.ripen(at(60_000), 10).await.unwrap();
+    assert_eq!(store.channels().await.unwrap(), mail(true));
+    let out = release(store, 1, at(60_000)).await;
+    assert_eq!(store.channels().await.unwrap(), mail(true));
+    tell(store, vec![event(&out[0], 1, 60_001, sent())]).await;
+    assert_eq!(store.channels().await.unwrap(), mail(false));
 }
 
 pub(crate) async fn a_backlog_is_counted_by_class(store: &impl Stages) {

@@ -323,10 +323,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             waiting::NEXT_DUE,
             "deliveries_scheduled (channel=? AND priority=?)",
         ),
-        (
-            waiting::READY,
-            "deliveries_ready (channel=? AND priority=?)",
-        ),
+        (waiting::CHANNELS, "deliveries_out (channel=?)"),
         (
             waiting::OF_NOTIFICATIONS,
             "sqlite_autoindex_deliveries_1 (id>? AND id<?)",

@@ -92,12 +92,15 @@ impl WaitingStore for SqliteStore {
             .transpose()
     }
 
-    async fn ready(&self) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
-        let ready: Vec<(i64, i64)> = sqlx::query_as(READY)
+    async fn channels(&self) -> Result<Vec<(Arc<str>, bool)>, StoreError> {
+        let channels: Vec<(String, bool)> = sqlx::query_as(CHANNELS)
             .fetch_all(&self.readers)
             .await
             .map_err(failed)?;
-        self.named(ready)
+        Ok(channels
+            .into_iter()
+            .map(|(name, unended)| (Arc::from(name), unended))
+            .collect())
     }
 
     async fn chunk(
@@ -668,10 +671,11 @@ pub(super) const NEXT_DUE: &str = "SELECT min((SELECT min(d.due_at) FROM deliver
         WHERE d.waiting = 1 AND d.channel = c.id AND d.priority = p.value))
     FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c";
 
-pub(super) const READY: &str =
-    "SELECT c.id, p.value FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c
-    WHERE EXISTS (SELECT 1 FROM deliveries AS d
-        WHERE d.waiting = 2 AND d.channel = c.id AND d.priority = p.value)";
+pub(super) const CHANNELS: &str = "SELECT c.name,
+    EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 2 AND d.channel = c.id)
+        OR EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 1 AND d.channel = c.id)
+        OR EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 0 AND d.ended_at IS NULL AND d.channel = c.id)
+    FROM channels AS c WHERE c.name <> ''";
 
 /// In the order of the notifications given, and of ids within each: that is how the loops run, and sorting a million rows
 /// for each page of them is out of the question.
