@@ -1,7 +1,7 @@
 //! Every stage behind accepting, over the three seams, in one process.
 //!
 //! For each declared Channel there is a ledger, a recorder, a releaser and a worker; when the Channel's declaration
-//! changes its worker is replaced, when it is deleted what waits for it ends.
+//! changes its worker is replaced as soon as it has finished what it has begun, when it is deleted what waits for it ends.
 
 #[cfg(test)]
 mod histories;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use herald_crds::{Channel, names};
 use jiff::Timestamp;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -139,6 +139,8 @@ impl Pipeline {
             outcomes: outcomes.clone(),
             parts: parts.clone(),
             running: Mutex::default(),
+            finishing: TaskTracker::new(),
+            finished: Notify::new(),
             recording: CancellationToken::new(),
             recorders: TaskTracker::new(),
         });
@@ -219,6 +221,10 @@ struct Channels {
     lanes: Arc<Lanes>,
     outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
     running: Mutex<BTreeMap<FullName, Running>>,
+    /// Workers of declarations that are no more, which finish what they have begun.
+    finishing: TaskTracker,
+    /// Rings when one has.
+    finished: Notify,
     /// Ends the ledgers and recorders, which go on for longest.
     recording: CancellationToken,
     recorders: TaskTracker,
@@ -227,8 +233,17 @@ struct Channels {
 struct Running {
     ledger: Arc<Ledger>,
     recorded: watch::Sender<Option<MessageId>>,
-    /// The releaser and the worker as the Channel is declared; `None`: it is not declared any more, or cannot be built.
-    at_work: Option<AtWork>,
+    work: Work,
+}
+
+/// What delivers for a channel.
+enum Work {
+    /// Nothing: it is not declared any more, or a provider cannot be built.
+    Nothing,
+    /// The releaser and the worker as the Channel is declared.
+    Declared(AtWork),
+    /// Those of a declaration that is no more. Only then may others begin: what these are sending would be sent twice.
+    Finishing,
 }
 
 struct AtWork {
@@ -271,41 +286,55 @@ impl Channels {
                         break;
                     }
                 }
+                () = self.finished.notified() => {}
                 () = retry => {}
             }
         }
-        let at_work: Vec<AtWork> = self
-            .lock()
-            .values_mut()
-            .filter_map(|running| running.at_work.take())
-            .collect();
-        futures::future::join_all(at_work.into_iter().map(AtWork::finish)).await;
+        self.finish(|_, _| true);
+        self.finishing.close();
+        let drained = tokio::time::timeout(self.shared.timing.drain, self.finishing.wait());
+        if drained.await.is_err() {
+            tracing::warn!("not all that was begun was finished in time: it will be repeated");
+        }
     }
 
-    async fn align(&self, declared: &Snapshot) {
-        let mut changed = Vec::new();
+    /// Has what works for these channels finish what it has begun, for as long as that takes: nobody waits for it here.
+    fn finish(self: &Arc<Self>, which: impl Fn(&FullName, &AtWork) -> bool) {
         for (name, running) in self.lock().iter_mut() {
-            let is_same = match (&running.at_work, declared.channels.get(name)) {
-                (Some(at_work), Some(channel)) => at_work.declared.spec == channel.spec,
-                (None, _) => true,
-                (Some(_), None) => false,
-            };
-            if !is_same {
-                changed.extend(running.at_work.take());
+            if !matches!(&running.work, Work::Declared(at_work) if which(name, at_work)) {
+                continue;
             }
+            let work = std::mem::replace(&mut running.work, Work::Finishing);
+            let (Work::Declared(at_work), name) = (work, Arc::clone(name)) else {
+                continue;
+            };
+            let channels = Arc::clone(self);
+            self.finishing.spawn(async move {
+                at_work.finish().await;
+                if let Some(running) = channels.lock().get_mut(&name) {
+                    running.work = Work::Nothing;
+                }
+                channels.finished.notify_one();
+            });
         }
-        futures::future::join_all(changed.into_iter().map(AtWork::finish)).await;
+    }
 
+    async fn align(self: &Arc<Self>, declared: &Snapshot) {
+        self.finish(|name, at_work| {
+            declared
+                .channels
+                .get(name)
+                .is_none_or(|channel| channel.spec != at_work.declared.spec)
+        });
         for (name, channel) in &declared.channels {
             let ledger = self.begin(name);
-            let is_at_work = self
+            let is_free = self
                 .lock()
                 .get(name)
-                .is_some_and(|running| running.at_work.is_some());
-            if !is_at_work {
-                let at_work = self.work(name, channel, ledger);
+                .is_some_and(|running| matches!(running.work, Work::Nothing));
+            if is_free && let Some(at_work) = self.work(name, channel, ledger) {
                 if let Some(running) = self.lock().get_mut(name) {
-                    running.at_work = at_work;
+                    running.work = Work::Declared(at_work);
                 }
             }
         }
@@ -342,7 +371,7 @@ impl Channels {
             Running {
                 ledger: Arc::clone(&ledger),
                 recorded,
-                at_work: None,
+                work: Work::Nothing,
             },
         );
         ledger
@@ -421,7 +450,11 @@ impl Channels {
                 }
                 // What was told before it went is history all the same, and may be of rows that are still to be written.
                 self.begin(&name);
-                if !unended {
+                let is_finishing = self
+                    .lock()
+                    .get(&name)
+                    .is_some_and(|running| matches!(running.work, Work::Finishing));
+                if !unended || is_finishing {
                     continue;
                 }
                 let mut ended = 0;

@@ -202,7 +202,8 @@ impl Worker {
     }
 
     /// Works until `stop`; then takes nothing more, finishes what is being sent, and leaves what is not begun to the
-    /// next worker. Returns when everything sent has its outcome published, or after the drain time.
+    /// next worker. Returns when everything sent has its outcome published, however long a provider takes: whoever
+    /// cannot wait for that, such as a process that ends, has it sent again.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let span = tracing::info_span!("channel", channel = &*self.channel);
         let (finished, outcomes) = mpsc::channel(self.shared.window.max(64) * 2);
@@ -240,29 +241,18 @@ impl Worker {
         drop(acknowledge);
 
         let sends = TaskTracker::new();
-        stop.run_until_cancelled(Arc::clone(&self).choose(&finished, &sends).instrument(span))
-            .await;
+        let choosing = Arc::clone(&self).choose(&finished, &sends, &stop);
+        stop.run_until_cancelled(choosing.instrument(span)).await;
         drop(finished);
 
         tasks.close();
         sends.close();
-        let drained = async {
-            tasks.wait().await;
-            sends.wait().await;
-            let _ = publisher.await;
-            // What is held and not begun holds on to the acknowledgements: it is given back unacknowledged.
-            *self.queues() = Queues::default();
-            let _ = acknowledger.await;
-        };
-        if tokio::time::timeout(self.shared.timing.drain, drained)
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                channel = &*self.channel,
-                "did not drain in time: what is under way will be repeated"
-            );
-        }
+        tasks.wait().await;
+        sends.wait().await;
+        let _ = publisher.await;
+        // What is held and not begun holds on to the acknowledgements: it is given back unacknowledged.
+        *self.queues() = Queues::default();
+        let _ = acknowledger.await;
         self.shared.loads.remove(&self.channel);
     }
 
@@ -463,7 +453,12 @@ impl Worker {
     }
 
     /// Chooses and sends, for ever: first a provider, a place in the window and a token, then the delivery.
-    async fn choose(self: Arc<Self>, finished: &mpsc::Sender<Finished>, sends: &TaskTracker) {
+    async fn choose(
+        self: Arc<Self>,
+        finished: &mpsc::Sender<Finished>,
+        sends: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
         let mut orders = self.ledger.orders();
         loop {
             while self.queues().is_empty() {
@@ -493,7 +488,7 @@ impl Worker {
             };
             held.room = None;
             let begun = self.begin(&held.delivery, preferred);
-            let (worker, finished) = (Arc::clone(&self), finished.clone());
+            let (worker, finished, stop) = (Arc::clone(&self), finished.clone(), stop.clone());
             let span = tracing::debug_span!(
                 "deliver",
                 delivery = %held.delivery.id,
@@ -502,10 +497,19 @@ impl Worker {
             );
             sends.spawn(
                 async move {
+                    // A token may be hours away: what has none yet is not begun, and is left to the next worker.
+                    if begun.needs_token
+                        && stop
+                            .run_until_cancelled(worker.providers[begun.index].rate.ready())
+                            .await
+                            .is_none()
+                    {
+                        return;
+                    }
                     let (next, at) = worker.send(&held.delivery, begun).await;
                     lock(&worker.scheduler).ended(slot);
                     worker.work.notify_one();
-                    // Nobody listens any more only after the drain time: the message is then repeated.
+                    // The publisher listens for as long as this sender lives.
                     let _ = finished
                         .send(Finished {
                             held,
@@ -601,18 +605,14 @@ impl Worker {
             index,
             permit,
             counts,
-            needs_token,
+            ..
         } = begun;
         let NamedProvider {
             name,
             timeout,
-            rate,
             provider,
             ..
         } = &self.providers[index];
-        if needs_token {
-            rate.ready().await;
-        }
         let at = Timestamp::now();
         if let Permit::NotBefore(_) = permit {
             return (self.not_now(delivery), at);

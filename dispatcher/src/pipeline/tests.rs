@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use herald_crds::RecipientRef;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{Parts, Pipeline, WINDOW};
 use crate::accept::{self, Accept, Accepted, Refusal, Scopes, SendRequest, Sender, SenderRate};
@@ -76,11 +77,12 @@ spec:
 
 type Script = Arc<dyn Fn(&str, &Delivery) -> Outcome + Send + Sync>;
 
-/// Does as it is told, and remembers what it was asked.
+/// Does as it is told, and remembers what it was asked. One called `gated` answers only when it is let.
 struct Scripted {
     name: String,
     script: Script,
     asked: Arc<Mutex<Vec<(String, Delivery)>>>,
+    gate: Arc<Semaphore>,
 }
 
 #[async_trait]
@@ -90,6 +92,9 @@ impl Provider for Scripted {
             .lock()
             .unwrap()
             .push((self.name.clone(), delivery.clone()));
+        if self.name == "gated" {
+            self.gate.acquire().await.unwrap().forget();
+        }
         (self.script)(&self.name, delivery)
     }
 }
@@ -104,6 +109,22 @@ struct Stages {
     accept: Accept,
     metrics: Arc<Metrics>,
     asked: Arc<Mutex<Vec<(String, Delivery)>>>,
+    /// How many answers the gated provider may give.
+    gate: Arc<Semaphore>,
+}
+
+fn timing() -> Timing {
+    let milliseconds = Duration::from_millis;
+    Timing {
+        relays: [milliseconds(20), milliseconds(40)],
+        returns: [milliseconds(60), milliseconds(60)],
+        tick: milliseconds(50),
+        overdue: milliseconds(1500),
+        sweep: milliseconds(300),
+        breaker: milliseconds(50),
+        drain: Duration::from_secs(5),
+        ..Timing::default()
+    }
 }
 
 impl Stages {
@@ -111,26 +132,16 @@ impl Stages {
         channel: &str,
         script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
     ) -> Self {
-        Self::begin_over(channel, script, |broker| broker).await
+        Self::begin_over(channel, timing(), script, |broker| broker).await
     }
 
-    /// The same over a broker that is wrapped in something.
+    /// The same with other times, over a broker that is wrapped in something.
     async fn begin_over(
         channel: &str,
+        timing: Timing,
         script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
         wrap: impl FnOnce(Arc<dyn Broker>) -> Arc<dyn Broker>,
     ) -> Self {
-        let milliseconds = Duration::from_millis;
-        let timing = Timing {
-            relays: [milliseconds(20), milliseconds(40)],
-            returns: [milliseconds(60), milliseconds(60)],
-            tick: milliseconds(50),
-            overdue: milliseconds(1500),
-            sweep: milliseconds(300),
-            breaker: milliseconds(50),
-            drain: Duration::from_secs(5),
-            ..Timing::default()
-        };
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("templates.yaml"), TEMPLATES).unwrap();
         std::fs::write(dir.path().join("mail.yaml"), channel).unwrap();
@@ -156,7 +167,8 @@ impl Stages {
         let catalog = Arc::new(FolderCatalog::open(dir.path(), "shop").unwrap());
         assert_eq!(catalog.reload_now().problems, []);
         let (script, asked): (Script, _) = (Arc::new(script), Arc::default());
-        let remembered = Arc::clone(&asked);
+        let gate = Arc::new(Semaphore::new(0));
+        let (remembered, closed) = (Arc::clone(&asked), Arc::clone(&gate));
         let parts = Parts {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -167,6 +179,7 @@ impl Stages {
                     name: declared.name.clone(),
                     script,
                     asked,
+                    gate: Arc::clone(&closed),
                 }))
             }),
             metrics: Arc::clone(&metrics),
@@ -193,6 +206,7 @@ impl Stages {
             accept,
             metrics,
             asked,
+            gate,
         }
     }
 
@@ -263,6 +277,16 @@ impl Stages {
 
     fn asked(&self) -> Vec<(String, Delivery)> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// Waits until something holds.
+    async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let waited = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waited).await.unwrap();
     }
 
     /// Marks what is due as released without handing it to the broker: what no crash of ours does.
@@ -446,17 +470,11 @@ async fn while_every_provider_is_out_of_order_no_attempt_counts() {
             .send(json!({"template": "order", "recipients": to, "parameters": {"n": n}}))
             .await;
     }
-    let is_stopped = async {
-        while !stages
-            .pipeline
-            .loads
-            .get("shop/mail")
-            .is_some_and(|load| load.is_stopped())
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let is_stopped = |stages: &Stages| {
+        let load = stages.pipeline.loads.get("shop/mail");
+        load.is_some_and(|load| load.is_stopped())
     };
-    tokio::time::timeout(PATIENCE, is_stopped).await.unwrap();
+    stages.until(is_stopped).await;
     let asked = stages.asked().len();
     let last =
         json!({"template": "order", "recipients": to("last@b.example"), "parameters": {"n": 99}});
@@ -691,6 +709,43 @@ async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_f
         (deliveries[0].state, deliveries[0].reason.as_deref()),
         (State::Failed, Some("channel-deleted"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_channel_finishes_what_it_is_sending_while_others_go_on_and_sends_none_of_it_again()
+ {
+    let drain = Duration::from_millis(100);
+    let timing = Timing { drain, ..timing() };
+    let slow = MAIL.replace(
+        "{name: first, log: {}}, {name: second, log: {}}",
+        "{name: gated, log: {}}",
+    );
+    let stages = Stages::begin_over(&slow, timing, sent, |broker| broker).await;
+    let order = |to_whom: &str, channel: &str| {
+        json!({"template": "order", "recipients": to(to_whom), "parameters": {"n": 1},
+            "channels": [channel]})
+    };
+    let slowly = stages.send(order("a@b.example", "mail")).await;
+    stages.until(|stages| stages.asked().len() == 1).await;
+
+    stages.declare(&format!(
+        "{slow}  concurrency: 2\n---{}",
+        MAIL.replace("name: mail", "name: other")
+    ));
+    let meanwhile = stages.send(order("b@b.example", "other")).await;
+    assert_eq!(stages.ended(&meanwhile).await[0].state, State::Sent);
+    let waits = stages.send(order("c@b.example", "mail")).await;
+    tokio::time::sleep(5 * drain).await;
+    assert_eq!(
+        stages.asked().len(),
+        2,
+        "the next begins when the last is finished"
+    );
+
+    stages.gate.add_permits(2);
+    assert_eq!(stages.ended(&slowly).await[0].state, State::Sent);
+    assert_eq!(stages.ended(&waits).await[0].state, State::Sent);
+    assert_eq!(stages.asked().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

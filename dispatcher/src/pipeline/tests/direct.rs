@@ -65,7 +65,7 @@ async fn direct_notifications_that_come_together_do_not_wait_for_each_others_rec
             most: counted,
         })
     };
-    let stages = Stages::begin_over(MAIL, sent, wrap).await;
+    let stages = Stages::begin_over(MAIL, timing(), sent, wrap).await;
     // Before its channel is known to be ready a notification takes the other way.
     let channel: FullName = Arc::from("shop/mail");
     while stages.pipeline.loads.get(&channel).is_none() {
