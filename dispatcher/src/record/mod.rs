@@ -1,6 +1,8 @@
 //! Events become history; the sweep finds what was forgotten.
 
 pub mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use tracing::Instrument;
 
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
 use crate::id::FullName;
-use crate::message::{self, Event, Events, Step};
+use crate::message::{self, DecodeError, Event, Events, Step};
 use crate::metrics::{ChannelReason, Metrics, Operation};
 use crate::store::{Store, SuppressedAddress};
 use crate::waiting::Lanes;
@@ -40,6 +42,15 @@ pub struct Recorder {
     pub position: watch::Sender<Option<MessageId>>,
 }
 
+/// What a message is to this program.
+enum Read {
+    Events(Events),
+    /// Kept unacknowledged, until a program takes over that can read it. Whatever else comes is recorded meanwhile: the
+    /// order does not matter. Should there be as many of these as are held at once, the rest waits too.
+    Newer,
+    Garbage,
+}
+
 impl Recorder {
     /// Records until `stop`. With the database away, events wait where they are.
     pub async fn run(self, stop: CancellationToken) {
@@ -47,12 +58,7 @@ impl Recorder {
         let recording = async {
             loop {
                 if let Err(error) = self.record().await {
-                    self.metrics
-                        .broker_errors
-                        .get_or_create(&Operation {
-                            operation: "receive_events",
-                        })
-                        .inc();
+                    self.broker_error("receive_events");
                     tracing::warn!(channel = &*self.channel, %error, "recording was interrupted, beginning again");
                 }
                 tokio::time::sleep(Duration::from_millis(250)).await;
@@ -68,6 +74,8 @@ impl Recorder {
             .subscribe(&topic, Sharing::Failover, BATCH * 2)
             .await?;
         let acknowledger = consumer.acknowledger();
+        // The first message that only a newer program can read.
+        let mut newer: Option<MessageId> = None;
         loop {
             let mut messages = vec![consumer.receive().await?];
             while messages.len() < BATCH
@@ -75,27 +83,56 @@ impl Recorder {
             {
                 messages.push(next?);
             }
-            let events: Vec<Events> = messages
-                .iter()
-                .filter_map(|message| self.read(message))
-                .collect();
+            let mut events = Vec::with_capacity(messages.len());
+            let mut ids = Vec::with_capacity(messages.len());
+            for message in messages {
+                match self.read(&message) {
+                    Read::Events(read) => events.push(read),
+                    Read::Garbage => {}
+                    Read::Newer => {
+                        newer = Some(newer.map_or(message.id, |newer| newer.min(message.id)));
+                        continue;
+                    }
+                }
+                ids.push(message.id);
+            }
+            if ids.is_empty() {
+                continue;
+            }
             self.insist(&events).await;
             self.tell(events).await;
-            let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
             acknowledger.acknowledge(&ids).await?;
-            self.position.send_replace(ids.iter().max().copied());
+            // Beyond what waits nothing counts as recorded: the sweep would take what it tells of for lost.
+            let recorded = ids
+                .iter()
+                .filter(|id| newer.is_none_or(|newer| **id < newer));
+            if let Some(last) = recorded.max() {
+                self.position.send_replace(Some(*last));
+            }
         }
     }
 
-    fn read(&self, message: &Incoming) -> Option<Events> {
+    fn read(&self, message: &Incoming) -> Read {
         match message::decode(&message.payload) {
-            Ok(events) => Some(events),
-            Err(error) => {
+            Ok(events) => Read::Events(events),
+            Err(error @ DecodeError::Newer { .. }) => {
+                self.broker_error("read_events");
+                tracing::error!(channel = &*self.channel, %error, "an event waits for a program that can read it");
+                Read::Newer
+            }
+            Err(error @ DecodeError::Garbage { .. }) => {
                 let bytes = message.payload.len();
                 tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is dropped");
-                None
+                Read::Garbage
             }
         }
+    }
+
+    fn broker_error(&self, operation: &'static str) {
+        self.metrics
+            .broker_errors
+            .get_or_create(&Operation { operation })
+            .inc();
     }
 
     /// Writes until it is written: an event is acknowledged only then.
