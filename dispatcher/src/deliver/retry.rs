@@ -133,6 +133,33 @@ pub fn next(
     }
 }
 
+/// Puts a delivery off without an attempt, since the provider chosen for it may not be asked for so long: round the
+/// shortest relay that is long enough, if that provider alone may send it, else the longer one; round the shorter one if
+/// any provider may, since another may be asked at any time.
+pub fn put_off(delivery: &Delivery, wait: Duration, timing: &Timing, now: Timestamp) -> Next {
+    let relay = match delivery.provider {
+        Some(_) => usize::from(wait > timing.relays[0]),
+        None => 0,
+    };
+    let due = now + timing.relays[relay];
+    let again = Delivery {
+        attempt: delivery.attempt + 1,
+        ready_at: due,
+        released_at: due,
+        ..delivery.clone()
+    };
+    let error = Failure {
+        reason: Arc::from("provider-out-of-order"),
+        detail: "the provider is given a pause".to_owned(),
+        provider: delivery.provider.clone(),
+    };
+    Next {
+        step: Step::Retrying { error, due },
+        relay: Some((relay, Box::new(again))),
+        tried: delivery.tried,
+    }
+}
+
 /// Gives a delivery back to the waiting room without an attempt: it is older than the horizon, or the channel is suspended.
 pub fn give_back(delivery: &Delivery, reason: &'static str, detail: &str, due: Timestamp) -> Next {
     let again = Box::new(Delivery {
@@ -281,6 +308,32 @@ mod tests {
         assert_eq!(throttled(2), (5, false));
         assert_eq!(throttled(7), (30, false));
         assert_eq!(throttled(90), (90, true));
+    }
+
+    #[test]
+    fn what_a_breaker_stops_is_put_off_for_no_longer_than_its_pause_and_no_attempt_counts() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let put_off = |provider: Option<&str>, wait| {
+            let delivery = Delivery {
+                provider: provider.map(Arc::from),
+                ..delivery(1)
+            };
+            let next = put_off(
+                &delivery,
+                Duration::from_secs(wait),
+                &Timing::default(),
+                now,
+            );
+            let (relay, again) = next.relay.as_ref().unwrap();
+            assert_eq!((next.tried, again.tried, again.attempt), (1, 1, 3));
+            assert_eq!(again.provider, delivery.provider);
+            (*relay, delay(&next))
+        };
+        assert_eq!(put_off(None, 5), (0, (5, false)));
+        assert_eq!(put_off(None, 60), (0, (5, false)));
+        assert_eq!(put_off(Some("first"), 5), (0, (5, false)));
+        assert_eq!(put_off(Some("first"), 6), (1, (30, false)));
+        assert_eq!(put_off(Some("first"), 60), (1, (30, false)));
     }
 
     #[test]

@@ -613,9 +613,10 @@ impl Worker {
             provider,
             ..
         } = &self.providers[index];
-        let at = Timestamp::now();
-        if let Permit::NotBefore(_) = permit {
-            return (self.not_now(delivery), at);
+        if let Permit::NotBefore(instant) = permit {
+            let wait = instant.saturating_duration_since(Instant::now());
+            let at = Timestamp::now();
+            return (retry::put_off(delivery, wait, &self.shared.timing, at), at);
         }
         let started = Instant::now();
         let sending = AssertUnwindSafe(provider.send(delivery, *timeout)).catch_unwind();
@@ -659,27 +660,6 @@ impl Worker {
             Timestamp::now(),
         );
         (next, Timestamp::now())
-    }
-
-    /// The provider it is bound to may not be asked now: round the longer relay, without an attempt.
-    fn not_now(&self, delivery: &Delivery) -> Next {
-        let due = Timestamp::now() + self.shared.timing.relays[1];
-        let again = Delivery {
-            attempt: delivery.attempt + 1,
-            ready_at: due,
-            released_at: due,
-            ..delivery.clone()
-        };
-        let error = message::Failure {
-            reason: Arc::from("provider-out-of-order"),
-            detail: "the provider is given a pause".to_owned(),
-            provider: delivery.provider.clone(),
-        };
-        Next {
-            step: Step::Retrying { error, due },
-            relay: Some((1, Box::new(again))),
-            tried: delivery.tried,
-        }
     }
 
     fn count(&self, delivery: &Delivery, provider: usize, outcome: &Outcome, took: Duration) {
