@@ -52,8 +52,10 @@ impl Hold {
 
 /// A delivery that a pod holds.
 pub struct Held {
-    /// The delivery.
+    /// The delivery; its class is the one that it is served in by now.
     pub delivery: Delivery,
+    /// The class of the topic that it came from: whoever loses that topic's consumer lets go of it.
+    pub topic: Priority,
     /// The message it came in.
     pub hold: Arc<Hold>,
     /// Its place among what may be held; given back when it begins.
@@ -79,7 +81,7 @@ pub struct Queues {
 impl Queues {
     /// Takes a delivery in hand; `false` if this very copy is in hand already. Then the message of the second is settled
     /// with the first, not before: it may be the same message, and acknowledging it would lose the first in a crash.
-    pub fn push(&mut self, class: Priority, held: Held) -> bool {
+    pub fn push(&mut self, held: Held) -> bool {
         match self.in_hand.entry(copy(&held.delivery)) {
             Entry::Occupied(mut entry) => {
                 entry.get_mut().push(held.hold);
@@ -87,16 +89,16 @@ impl Queues {
             }
             Entry::Vacant(entry) => {
                 entry.insert(Vec::new());
-                self.classes[class.index()].push_back(held);
+                self.classes[held.delivery.priority.index()].push_back(held);
                 true
             }
         }
     }
 
     /// The same without looking whether it is in hand: what the tests take out to see that it matters.
-    pub fn push_unchecked(&mut self, class: Priority, held: Held) {
+    pub fn push_unchecked(&mut self, held: Held) {
         self.in_hand.entry(copy(&held.delivery)).or_default();
-        self.classes[class.index()].push_back(held);
+        self.classes[held.delivery.priority.index()].push_back(held);
     }
 
     /// The ages of the heads.
@@ -128,15 +130,15 @@ impl Queues {
     }
 
     /// Takes out what `wanted` says; it stays in hand.
-    pub fn take(&mut self, mut wanted: impl FnMut(&Delivery) -> bool) -> Vec<Held> {
+    pub fn take(&mut self, mut wanted: impl FnMut(&Held) -> bool) -> Vec<Held> {
         let mut taken = Vec::new();
         for queue in &mut self.classes {
-            if !queue.iter().any(|held| wanted(&held.delivery)) {
+            if !queue.iter().any(&mut wanted) {
                 continue;
             }
             let mut kept = VecDeque::with_capacity(queue.len());
             for held in queue.drain(..) {
-                if wanted(&held.delivery) {
+                if wanted(&held) {
                     taken.push(held);
                 } else {
                     kept.push_back(held);
@@ -147,16 +149,88 @@ impl Queues {
         taken
     }
 
+    /// Lets go of what came from a topic and is not begun, whatever class it is in by now: its messages come again.
+    pub fn discard(&mut self, topic: Priority) {
+        for held in self.take(|held| held.topic == topic) {
+            self.release(&copy(&held.delivery));
+        }
+    }
+
     /// Puts what an order has given another class at the end of its new queue.
     pub fn sort_again(&mut self, class: impl Fn(&Delivery) -> Option<Priority>) {
-        for held in
-            self.take(|delivery| class(delivery).is_some_and(|class| class != delivery.priority))
-        {
-            let mut held = held;
+        let is_moved = |held: &Held| {
+            class(&held.delivery).is_some_and(|class| class != held.delivery.priority)
+        };
+        for mut held in self.take(is_moved) {
             if let Some(class) = class(&held.delivery) {
                 held.delivery.priority = class;
                 self.classes[class.index()].push_back(held);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use herald_crds::render::Rendered;
+
+    use super::*;
+    use crate::broker::BrokerError;
+    use crate::id::NotificationId;
+
+    struct Nobody;
+
+    #[async_trait]
+    impl Acknowledger for Nobody {
+        async fn acknowledge(&self, _ids: &[MessageId]) -> Result<(), BrokerError> {
+            Ok(())
+        }
+    }
+
+    fn held(who: &str) -> Held {
+        let notification = NotificationId::from_key("shop", "test", who);
+        let now = Timestamp::now();
+        let (acknowledge, _) = mpsc::unbounded_channel();
+        Held {
+            delivery: Delivery {
+                id: DeliveryId::new(&notification, who, "shop/mail", 0, who, 0),
+                notification,
+                namespace: Arc::from("shop"),
+                template: Arc::from("order"),
+                recipient: Arc::from(who),
+                endpoint: Arc::from(who),
+                priority: Priority::Normal,
+                accepted_at: now,
+                ready_at: now,
+                released_at: now,
+                expires_at: None,
+                round: 0,
+                attempt: 1,
+                tried: 0,
+                provider: None,
+                content: Rendered::Sms {
+                    text: "hello".to_owned(),
+                },
+                sensitive: false,
+                traceparent: None,
+            },
+            topic: Priority::Normal,
+            hold: Hold::new(MessageId(1), 1, Arc::new(Nobody), acknowledge),
+            room: None,
+        }
+    }
+
+    #[test]
+    fn what_is_prioritized_is_let_go_of_with_the_topic_that_it_came_from() {
+        let mut queues = Queues::default();
+        assert!(queues.push(held("alice")));
+        queues.sort_again(|_| Some(Priority::Critical));
+        assert_eq!(queues.waiting(), [1, 0, 0, 0]);
+        queues.discard(Priority::Critical);
+        assert_eq!(queues.waiting(), [1, 0, 0, 0]);
+        queues.discard(Priority::Normal);
+        assert!(queues.is_empty());
+        assert!(queues.push(held("alice")), "it comes again");
     }
 }

@@ -110,7 +110,9 @@ pub struct Worker {
     pub(super) ledger: Arc<Ledger>,
     queues: Mutex<Queues>,
     scheduler: Mutex<Scheduler>,
-    /// Rings when something arrived, a slot became free, or an order came.
+    /// Orders that what is held was sorted by.
+    orders: AtomicU64,
+    /// Rings when something arrived, a slot became free, or an order was followed.
     work: Notify,
     window: Arc<Semaphore>,
     /// Deliveries that reached an end of any kind, ever; the drain is measured from it.
@@ -188,6 +190,7 @@ impl Worker {
             rate: Rate::new(spec.rate_limit.as_ref()),
             broker: Arc::clone(&shared.broker),
             queues: Mutex::default(),
+            orders: AtomicU64::new(0),
             work: Notify::new(),
             window: Arc::new(Semaphore::new(shared.window.max(1))),
             ended: AtomicU64::new(0),
@@ -298,19 +301,11 @@ impl Worker {
                     tracing::warn!(%class, %error, "the consumer ended, beginning again");
                 }
                 // Another consumer may have these now.
-                self.discard(class);
+                self.queues().discard(class);
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
         })
         .await;
-    }
-
-    /// Lets go of what is held of a class and not begun: its messages come again.
-    fn discard(&self, class: Priority) {
-        let mut queues = self.queues();
-        for held in queues.take(|delivery| delivery.priority == class) {
-            queues.release(&copy(&held.delivery));
-        }
     }
 
     async fn consume(
@@ -351,22 +346,19 @@ impl Worker {
             );
             for delivery in bundle.deliveries {
                 let room = Arc::clone(room).acquire_owned().await.ok();
-                self.arrive(
-                    class,
-                    Held {
-                        delivery,
-                        hold: Arc::clone(&hold),
-                        room,
-                    },
-                    finished,
-                )
-                .await;
+                let held = Held {
+                    delivery,
+                    topic: class,
+                    hold: Arc::clone(&hold),
+                    room,
+                };
+                self.arrive(held, finished).await;
             }
         }
     }
 
     /// Takes one delivery in hand, unless it is a repeat.
-    async fn arrive(&self, class: Priority, held: Held, finished: &mpsc::Sender<Finished>) {
+    async fn arrive(&self, mut held: Held, finished: &mpsc::Sender<Finished>) {
         let Delivery {
             id,
             notification,
@@ -382,12 +374,14 @@ impl Worker {
             self.finish_unsent(held, next, finished).await;
             return;
         }
-        let class = self.ledger.class(&notification).unwrap_or(class);
         let mut queues = self.queues();
+        // Asked while nobody sorts: an order that comes after this finds it in the queue.
+        let class = self.ledger.class(&notification).unwrap_or(held.topic);
+        held.delivery.priority = class;
         let is_new = if self.shared.guards.in_hand {
-            queues.push(class, held)
+            queues.push(held)
         } else {
-            queues.push_unchecked(class, held);
+            queues.push_unchecked(held);
             true
         };
         drop(queues);
@@ -459,16 +453,10 @@ impl Worker {
         sends: &TaskTracker,
         stop: &CancellationToken,
     ) {
-        let mut orders = self.ledger.orders();
         loop {
             while self.queues().is_empty() {
                 self.set_limit(Limit::Nothing);
                 self.work.notified().await;
-            }
-            if self.ledger.orders() != orders {
-                orders = self.ledger.orders();
-                self.queues()
-                    .sort_again(|delivery| self.ledger.class(&delivery.notification));
             }
             let preferred = self.provider().await;
             self.set_limit(Limit::Slots);
@@ -524,8 +512,19 @@ impl Worker {
         }
     }
 
+    /// Follows the orders that have come since the last time.
+    fn sort_again(&self) {
+        let orders = self.ledger.orders();
+        if self.orders.swap(orders, Ordering::Relaxed) != orders {
+            self.queues()
+                .sort_again(|delivery| self.ledger.class(&delivery.notification));
+            self.work.notify_one();
+        }
+    }
+
     /// The next delivery by priority, looked at once more just before it begins.
     fn next(&self) -> Choice {
+        self.sort_again();
         let mut queues = self.queues();
         let mut scheduler = lock(&self.scheduler);
         while let Some(turn) = scheduler.next(queues.heads(Timestamp::now())) {
@@ -741,11 +740,13 @@ impl Worker {
             let ended = self.ended.load(Ordering::Relaxed);
             let drain = (ended - before) as f64 / last.elapsed().as_secs_f64().max(1e-3);
             (before, last) = (ended, Instant::now());
+            // Not only when something is chosen: while no provider works that may be long after the order.
+            self.sort_again();
             self.say(drain);
             if *lock(&self.limit) == Limit::Provider || self.spec.suspend {
                 let unsent = self
                     .queues()
-                    .take(|delivery| self.not_to_be_sent(delivery).is_some());
+                    .take(|held| self.not_to_be_sent(&held.delivery).is_some());
                 for held in unsent {
                     if let Some(next) = self.not_to_be_sent(&held.delivery) {
                         self.finish_unsent(held, next, finished).await;

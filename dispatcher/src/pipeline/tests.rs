@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use herald_crds::RecipientRef;
+use herald_crds::{Priority, RecipientRef};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -292,7 +292,7 @@ impl Stages {
     /// Marks what is due as released without handing it to the broker: what no crash of ours does.
     async fn lose(&self) {
         let store: &dyn Store = &*self.store;
-        let class = herald_crds::Priority::Normal;
+        let class = Priority::Normal;
         let turn = crate::store::Turn::default();
         let (rows, _) = store.chunk("shop/mail", class, turn, 10).await.unwrap();
         let rows: Vec<_> = rows
@@ -619,7 +619,7 @@ async fn what_is_already_out_is_called_back_from_the_pod_and_prioritized_in_it()
     stages
         .pipeline
         .orders
-        .prioritize(urgent, herald_crds::Priority::Critical)
+        .prioritize(urgent, Priority::Critical)
         .await
         .unwrap();
     assert_eq!(stages.ended(last).await[0].state, State::Cancelled);
@@ -635,6 +635,42 @@ async fn what_is_already_out_is_called_back_from_the_pod_and_prioritized_in_it()
             .iter()
             .all(|(_, delivery)| delivery.notification != *last)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_while_no_provider_works_is_prioritized_all_the_same() {
+    let breaker = Duration::from_secs(3600);
+    let timing = Timing {
+        breaker,
+        ..timing()
+    };
+    let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("connect"));
+    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
+    let order = |n: u32| {
+        let to = to(&format!("p{n}@b.example"));
+        json!({"template": "order", "recipients": to, "parameters": {"n": n}})
+    };
+    for n in 0..20 {
+        stages.send(order(n)).await;
+    }
+    let load = |stages: &Stages| stages.pipeline.loads.get("shop/mail").unwrap_or_default();
+    stages.until(|stages| load(stages).is_stopped()).await;
+    let before = load(&stages).waiting[Priority::Critical.index()];
+    let urgent = stages.send(order(99)).await;
+    stages
+        .wait(&urgent, |record| {
+            record.counts.get(&State::Sending) == Some(&1)
+        })
+        .await;
+    let orders = &stages.pipeline.orders;
+    orders
+        .prioritize(&urgent, Priority::Critical)
+        .await
+        .unwrap();
+    assert_eq!(before, 0);
+    stages
+        .until(|stages| load(stages).waiting[Priority::Critical.index()] == 1)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
