@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::id::{DeliveryId, NotificationId};
+use crate::id::{DeliveryId, FullName, NotificationId};
 
 /// The envelope's version: the layout of its two leading bytes.
 pub const ENVELOPE_VERSION: u8 = 0;
@@ -421,6 +421,8 @@ pub enum Control {
     Cancel(NotificationId),
     /// Serve what is not yet sent of this notification in another class.
     Prioritize(NotificationId, Priority),
+    /// These templates (`namespace/name`) and no others are suspended: give back what is not yet sent of them.
+    Suspend(Vec<FullName>),
 }
 
 #[cfg(test)]

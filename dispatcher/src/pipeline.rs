@@ -37,6 +37,7 @@ use crate::store::Store;
 use crate::timing::Timing;
 use crate::waiting::control::Orders;
 use crate::waiting::release::Release;
+use crate::waiting::suspended::Suspended;
 use crate::waiting::{self, Lanes};
 
 /// Outcomes kept for a listener that is slow; a slower one misses some.
@@ -210,6 +211,15 @@ impl Pipeline {
         self.stop.cancel();
         self.tasks.wait().await;
         self.channels.finish_recording().await;
+    }
+}
+
+/// Runs a worker until `stop`, from when it can know what is suspended: what is out may be of a template that was
+/// suspended while nothing ran.
+async fn deliver(worker: Arc<Worker>, suspended: Suspended, stop: CancellationToken) {
+    if stop.run_until_cancelled(suspended.tell()).await.is_some() {
+        let following = stop.run_until_cancelled(suspended.follow());
+        futures::join!(worker.run(stop.clone()), following);
     }
 }
 
@@ -415,6 +425,12 @@ impl Channels {
             metrics: Arc::clone(metrics),
             timing: Arc::clone(&self.shared.timing),
         };
+        let suspended = Suspended {
+            broker: Arc::clone(&self.parts.broker),
+            catalog: Arc::clone(&self.parts.catalog),
+            ledger: Arc::clone(&ledger),
+            metrics: Arc::clone(metrics),
+        };
         let worker = Worker::new(
             Arc::clone(name),
             channel.spec.clone(),
@@ -424,7 +440,7 @@ impl Channels {
         );
         let tasks = vec![
             tokio::spawn(release.run(stop.clone())),
-            tokio::spawn(worker.run(stop.clone())),
+            tokio::spawn(deliver(worker, suspended, stop.clone())),
         ];
         Some(AtWork {
             declared: Arc::clone(channel),

@@ -36,6 +36,8 @@ struct State {
     settled: Settled,
     cancelled: HashMap<NotificationId, Instant>,
     prioritized: HashMap<NotificationId, (Priority, Instant)>,
+    /// Suspended templates, few.
+    suspended: Vec<FullName>,
     orders: u64,
     out: [Out; Priority::COUNT],
 }
@@ -65,6 +67,7 @@ impl Ledger {
                 settled: Settled::new(horizon),
                 cancelled: HashMap::new(),
                 prioritized: HashMap::new(),
+                suspended: Vec::new(),
                 orders: 0,
                 out: [out(), out(), out(), out()],
             }),
@@ -129,6 +132,7 @@ impl Ledger {
                 Control::Prioritize(notification, priority) => {
                     state.prioritized.insert(*notification, (*priority, now));
                 }
+                Control::Suspend(templates) => state.suspended.clone_from(templates),
             }
         }
         drop(state);
@@ -156,6 +160,19 @@ impl Ledger {
     pub fn is_cancelled(&self, notification: &NotificationId) -> bool {
         let state = self.lock();
         !state.cancelled.is_empty() && state.cancelled.contains_key(notification)
+    }
+
+    /// Whether a template of a namespace is suspended.
+    pub fn is_suspended(&self, namespace: &str, template: &str) -> bool {
+        let suspended = &self.lock().suspended;
+        suspended
+            .iter()
+            .any(|name| name.split_once('/') == Some((namespace, template)))
+    }
+
+    /// The templates (`namespace/name`) that are suspended, in the order in which they were told.
+    pub fn suspended(&self) -> Vec<FullName> {
+        self.lock().suspended.clone()
     }
 
     /// The class an order has put a notification in; `None`: its own.

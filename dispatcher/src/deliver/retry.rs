@@ -160,7 +160,8 @@ pub fn put_off(delivery: &Delivery, wait: Duration, timing: &Timing, now: Timest
     }
 }
 
-/// Gives a delivery back to the waiting room without an attempt: it is older than the horizon, or the channel is suspended.
+/// Gives a delivery back to the waiting room without an attempt: it is older than the horizon, or the channel or its
+/// template is suspended.
 pub fn give_back(delivery: &Delivery, reason: &'static str, detail: &str, due: Timestamp) -> Next {
     let again = Box::new(Delivery {
         attempt: delivery.attempt + 1,

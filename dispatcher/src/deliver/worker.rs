@@ -423,6 +423,17 @@ impl Worker {
                 now,
             ));
         }
+        if self
+            .ledger
+            .is_suspended(&delivery.namespace, &delivery.template)
+        {
+            return Some(retry::give_back(
+                delivery,
+                "template-suspended",
+                "the template is suspended",
+                now,
+            ));
+        }
         let age = Duration::try_from(now.duration_since(delivery.released_at)).unwrap_or_default();
         (age > self.ledger.horizon()).then(|| {
             retry::give_back(

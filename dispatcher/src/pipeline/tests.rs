@@ -720,6 +720,65 @@ async fn what_waits_for_a_deleted_channel_ends_as_failed_with_that_reason() {
     );
 }
 
+/// Begins with a delivery of `order` that failed and is in the relay, and answers it.
+async fn with_a_retry_under_way() -> (Stages, NotificationId) {
+    let relays = [Duration::from_secs(2); 2];
+    let timing = Timing {
+        relays,
+        overdue: PATIENCE,
+        ..timing()
+    };
+    let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("smtp-451"));
+    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    stages
+        .wait(&id, |record| {
+            record.counts.get(&State::Retrying) == Some(&1)
+        })
+        .await;
+    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
+    (stages, id)
+}
+
+impl Stages {
+    fn suspend_order(&self) {
+        let suspended = TEMPLATES.replacen("spec:\n", "spec:\n  suspend: true\n", 1);
+        std::fs::write(self.dir.path().join("templates.yaml"), suspended).unwrap();
+        assert_eq!(self.catalog.reload_now().problems, []);
+    }
+
+    /// Waits until the only delivery is back in the waiting room, after one attempt.
+    async fn is_back(&self, id: &NotificationId) {
+        let back = async {
+            while self.store.unended().await.unwrap() != (1, 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, back).await.unwrap();
+        let delivery = self.deliveries(id).await.remove(0);
+        assert_eq!(delivery.reason.as_deref(), Some("template-suspended"));
+        assert_eq!(self.asked().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_of_a_suspended_template_not_even_a_retry_that_is_under_way() {
+    let (stages, id) = with_a_retry_under_way().await;
+    stages.suspend_order();
+    stages.is_back(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_of_a_template_that_was_suspended_while_nothing_ran() {
+    let (mut stages, id) = with_a_retry_under_way().await;
+    stages.pipeline.stop().await;
+    stages.suspend_order();
+    stages.pipeline = Pipeline::start(&stages.parts);
+    stages.is_back(&id).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_failed() {
     let suspended = format!("{MAIL}  suspend: true\n");

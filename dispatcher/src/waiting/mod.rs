@@ -2,11 +2,13 @@
 //!
 //! - [`release`]: one channel's rows leave at the channel's pace, in turns. [`pace`]: how much may be out.
 //! - [`control`]: what waits and what is out is called back or given another class.
+//! - [`suspended`]: what is out of a suspended template comes back.
 //! - [`Lanes`] (here): which channel and class has rows that are due.
 
 pub mod control;
 pub mod pace;
 pub mod release;
+pub mod suspended;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,78 @@
+//! Tells those who deliver for a channel which templates are suspended: what is already out of them comes back, and waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use herald_crds::names;
+
+use crate::broker::{Broker, BrokerError, Outgoing};
+use crate::catalog::{Catalog, Snapshot};
+use crate::deliver::ledger::Ledger;
+use crate::id::FullName;
+use crate::message::{self, Control, Events};
+use crate::metrics::{Metrics, Operation};
+
+/// Keeps the events of one channel in line with what is suspended.
+pub struct Suspended {
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What is declared.
+    pub catalog: Arc<dyn Catalog>,
+    /// The channel's ledger, which knows what was told last.
+    pub ledger: Arc<Ledger>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Suspended {
+    /// Tells how it is now, unless it was told; tries until it is told. Cancel safe.
+    pub async fn tell(&self) {
+        while let Err(error) = self.try_to_tell().await {
+            let operation = Operation {
+                operation: "tell_suspended",
+            };
+            self.metrics.broker_errors.get_or_create(&operation).inc();
+            let channel = &**self.ledger.channel();
+            tracing::warn!(channel, %error, "suspended templates could not be told, trying again");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Tells of each change, for ever.
+    pub async fn follow(&self) {
+        let mut changes = self.catalog.changes();
+        loop {
+            changes.mark_unchanged();
+            self.tell().await;
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn try_to_tell(&self) -> Result<(), BrokerError> {
+        let topic = names::events(self.ledger.channel());
+        // What was told before, in this life or another, must be known to be compared.
+        let position = self.broker.last_message_id(&topic).await?;
+        self.ledger.caught_up(position).await;
+        let suspended = suspended(&self.catalog.current());
+        if self.ledger.suspended() == suspended {
+            return Ok(());
+        }
+        let events = Events {
+            controls: vec![Control::Suspend(suspended)],
+            ..Events::default()
+        };
+        let message = Outgoing::at_once(message::encode(&events));
+        self.broker.publish(&topic, vec![message]).await
+    }
+}
+
+/// The suspended templates, by full name, in order.
+fn suspended(declared: &Snapshot) -> Vec<FullName> {
+    let templates = declared.templates.iter();
+    templates
+        .filter(|(_, template)| template.resource.spec.suspend)
+        .map(|(name, _)| Arc::clone(name))
+        .collect()
+}
