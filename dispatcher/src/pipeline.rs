@@ -214,8 +214,8 @@ impl Pipeline {
     }
 }
 
-/// Runs a worker until `stop`, from when it can know what is suspended: what is out may be of a template that was
-/// suspended while nothing ran.
+/// Runs a worker until `stop`, once it was told what is suspended: what is out may be of a template that was suspended
+/// while nothing ran.
 async fn deliver(worker: Arc<Worker>, suspended: Suspended, stop: CancellationToken) {
     if stop.run_until_cancelled(suspended.tell()).await.is_some() {
         let following = stop.run_until_cancelled(suspended.follow());

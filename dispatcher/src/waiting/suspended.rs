@@ -25,16 +25,12 @@ pub struct Suspended {
 }
 
 impl Suspended {
-    /// Tells how it is now, unless it was told; tries until it is told. Cancel safe.
+    /// Tells how it is now, whatever was told before; tries until it is told. Cancel safe.
+    ///
+    /// Who delivers reads as far as this before anything is sent that arrives after it.
     pub async fn tell(&self) {
         while let Err(error) = self.try_to_tell().await {
-            let operation = Operation {
-                operation: "tell_suspended",
-            };
-            self.metrics.broker_errors.get_or_create(&operation).inc();
-            let channel = &**self.ledger.channel();
-            tracing::warn!(channel, %error, "suspended templates could not be told, trying again");
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            self.wait_after(&error).await;
         }
     }
 
@@ -43,7 +39,9 @@ impl Suspended {
         let mut changes = self.catalog.changes();
         loop {
             changes.mark_unchanged();
-            self.tell().await;
+            while let Err(error) = self.try_to_tell_what_changed().await {
+                self.wait_after(&error).await;
+            }
             if changes.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -51,20 +49,45 @@ impl Suspended {
     }
 
     async fn try_to_tell(&self) -> Result<(), BrokerError> {
+        let suspended = suspended(&self.catalog.current());
         let topic = names::events(self.ledger.channel());
-        // What was told before, in this life or another, must be known to be compared.
+        // Of a channel that is new nothing is out.
+        if suspended.is_empty() && self.broker.last_message_id(&topic).await?.is_none() {
+            return Ok(());
+        }
+        self.publish(suspended).await
+    }
+
+    async fn try_to_tell_what_changed(&self) -> Result<(), BrokerError> {
+        // What was told last must be known to be compared.
+        let topic = names::events(self.ledger.channel());
         let position = self.broker.last_message_id(&topic).await?;
         self.ledger.caught_up(position).await;
         let suspended = suspended(&self.catalog.current());
         if self.ledger.suspended() == suspended {
             return Ok(());
         }
+        self.publish(suspended).await
+    }
+
+    async fn publish(&self, suspended: Vec<FullName>) -> Result<(), BrokerError> {
         let events = Events {
             controls: vec![Control::Suspend(suspended)],
             ..Events::default()
         };
         let message = Outgoing::at_once(message::encode(&events));
+        let topic = names::events(self.ledger.channel());
         self.broker.publish(&topic, vec![message]).await
+    }
+
+    async fn wait_after(&self, error: &BrokerError) {
+        let operation = Operation {
+            operation: "tell_suspended",
+        };
+        self.metrics.broker_errors.get_or_create(&operation).inc();
+        let channel = &**self.ledger.channel();
+        tracing::warn!(channel, %error, "suspended templates could not be told, trying again");
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
