@@ -1,6 +1,7 @@
 //! How any channel is worked off: priority, rate, retry, once.
 //!
-//! - [`worker`]: takes deliveries, chooses, sends; [`outcomes`]: tells what became of them and acknowledges.
+//! - [`worker`]: takes deliveries, chooses, sends, and says how it goes; [`outcomes`]: tells what became of them and
+//!   acknowledges.
 //! - [`priority`]: which class is served next. [`queue`]: what is held. [`rate`]: when the next may begin.
 //! - [`ledger`] and [`settled`]: what the events tell about copies, orders and pace.
 //! - [`breaker`]: which provider may be asked. [`retry`]: what follows an attempt. [`relays`]: the two short delays.
