@@ -38,7 +38,6 @@ pub use address::{Address, RecipientRef, Who};
 pub use channel::{
     Autoscaling, Channel, ChannelSpec, ChannelStatus, ClassShare, DeletionPolicy, LogOutcome,
     LogRule, LogSpec, OnUnknown, Provider, ProviderSpec, RateLimit, SmtpSpec, SmtpTls, WebhookSpec,
-    retry_delay,
 };
 pub use definition::Definition;
 pub use group::{RecipientGroup, RecipientGroupSpec, RecipientGroupStatus};

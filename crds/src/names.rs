@@ -3,7 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::Priority;
 
@@ -158,19 +157,6 @@ pub enum Relay {
 impl Relay {
     /// Both, the shorter first.
     pub const ALL: [Self; 2] = [Self::FiveSeconds, Self::ThirtySeconds];
-
-    /// How long it holds what it is given.
-    pub fn delay(self) -> Duration {
-        match self {
-            Self::FiveSeconds => Duration::from_secs(5),
-            Self::ThirtySeconds => Duration::from_secs(30),
-        }
-    }
-
-    /// The relay that holds for exactly `delay`; `None` if that is a row's matter.
-    pub fn of(delay: Duration) -> Option<Self> {
-        Self::ALL.into_iter().find(|relay| relay.delay() == delay)
-    }
 }
 
 const EVENTS: &str = "events";
@@ -197,7 +183,7 @@ pub fn relay(channel: &str, relay: Relay) -> Topic {
     of_channel(channel, relay.into())
 }
 
-/// A channel's relays: 0 for retries of 5 s, 1 for those of 30 s.
+/// A channel's relays: 0 for the first of the [`RETRY_DELAYS`](crate::channel::RETRY_DELAYS), 1 for the second.
 pub fn relays(channel: &str) -> [Topic; 2] {
     Relay::ALL.map(|which| relay(channel, which))
 }
@@ -304,15 +290,9 @@ mod tests {
     }
 
     #[test]
-    fn relays_are_the_retries_of_less_than_a_minute() {
-        assert_eq!(
-            crate::channel::RETRY_DELAYS.map(Relay::of),
-            [
-                Some(Relay::FiveSeconds),
-                Some(Relay::ThirtySeconds),
-                None,
-                None
-            ]
-        );
+    fn relays_are_called_by_the_two_shortest_delays_of_a_retry() {
+        for (relay, delay) in Relay::ALL.into_iter().zip(crate::channel::RETRY_DELAYS) {
+            assert_eq!(relay.to_string(), format!("retry-{}s", delay.as_secs()));
+        }
     }
 }

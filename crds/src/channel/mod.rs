@@ -224,12 +224,6 @@ impl ChannelSpec {
     }
 }
 
-/// The delay before the attempt that follows `attempt` (1 = the first).
-pub fn retry_delay(attempt: u32) -> Duration {
-    let last = RETRY_DELAYS.len() - 1;
-    RETRY_DELAYS[(attempt.max(1) as usize - 1).min(last)]
-}
-
 fn one() -> i32 {
     1
 }
@@ -474,14 +468,6 @@ mod tests {
         let low = channel.class_share(Priority::Low).unwrap();
         assert_eq!(low.after, Duration::from_mins(1));
         assert!((low.share - 0.05).abs() < 1e-9);
-    }
-
-    #[test]
-    fn retries_come_after_5_s_30_s_5_min_and_then_every_hour() {
-        let delays: Vec<_> = (1..=6)
-            .map(|attempt| retry_delay(attempt).as_secs())
-            .collect();
-        assert_eq!(delays, [5, 30, 300, 3600, 3600, 3600]);
     }
 
     #[test]
