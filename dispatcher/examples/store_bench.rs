@@ -13,7 +13,7 @@ use herald_dispatcher::id::{DeliveryId, NotificationId, order};
 use herald_dispatcher::message::{Event, Events, Request, Step, SystemState, To};
 use herald_dispatcher::store::sqlite::{Options, SqliteStore};
 use herald_dispatcher::store::{
-    Cursor, NewDelivery, PlanStore, RecordStore, Turn, Waiting, WaitingStore,
+    Cursor, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting, WaitingStore,
 };
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -80,10 +80,22 @@ async fn alone(
     }
     let people = people(rows / notifications);
     let watch = Watch::start()?;
-    // As the planner does: several notifications are resolved at a time.
-    for some in requests.chunks(64) {
-        let steps = some.iter().map(|request| plan(store, &request.id, &people));
-        futures::future::try_join_all(steps).await?;
+    // As the planner does: short ones share a transaction.
+    if people.len() < STEP {
+        for some in requests.chunks(STEP / people.len()) {
+            let steps = some.iter().map(|request| ResolveStep {
+                notification: request.id,
+                from: Cursor::default(),
+                next: None,
+                rows: deliveries(&request.id, &people),
+            });
+            let taken = store.resolve(steps.collect(), Timestamp::now()).await?;
+            ensure!(!taken.contains(&false), "a step was refused");
+        }
+    } else {
+        for request in &requests {
+            plan(store, &request.id, &people).await?;
+        }
     }
     watch.told("resolve", rows)?;
 
@@ -159,36 +171,44 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
 }
 
 async fn plan(store: &SqliteStore, id: &NotificationId, people: &[Arc<str>]) -> Result<()> {
-    let channel: Arc<str> = CHANNEL.into();
     let mut from = Cursor::default();
     let mut steps = people.chunks(STEP).peekable();
     while let Some(step) = steps.next() {
-        let rows: Vec<_> = step
-            .iter()
-            .map(|person| {
-                let endpoint: Arc<str> = format!("{person}@mail.example").into();
-                NewDelivery {
-                    id: DeliveryId::new(id, person, &channel, 0, &endpoint, 0),
-                    recipient: Arc::clone(person),
-                    channel: Arc::clone(&channel),
-                    endpoint,
-                    locale: "ko".into(),
-                    due: Timestamp::UNIX_EPOCH,
-                    suppressed: None,
-                }
-            })
-            .collect();
+        let rows = deliveries(id, step);
         let next = steps.peek().map(|_| Cursor {
             source: 0,
             after: step.last().map(|last| (order(last), last.to_string())),
         });
-        let done = store
-            .resolve_step(id, &from, next.as_ref(), &rows, Timestamp::now())
-            .await?;
-        ensure!(done, "a step was refused");
+        let taken = ResolveStep {
+            notification: *id,
+            from,
+            next: next.clone(),
+            rows,
+        };
+        let done = store.resolve(vec![taken], Timestamp::now()).await?;
+        ensure!(done == [true], "a step was refused");
         from = next.unwrap_or_default();
     }
     Ok(())
+}
+
+fn deliveries(id: &NotificationId, people: &[Arc<str>]) -> Vec<NewDelivery> {
+    let channel: Arc<str> = CHANNEL.into();
+    people
+        .iter()
+        .map(|person| {
+            let endpoint: Arc<str> = format!("{person}@mail.example").into();
+            NewDelivery {
+                id: DeliveryId::new(id, person, &channel, 0, &endpoint, 0),
+                recipient: Arc::clone(person),
+                channel: Arc::clone(&channel),
+                endpoint,
+                locale: "ko".into(),
+                due: Timestamp::UNIX_EPOCH,
+                suppressed: None,
+            }
+        })
+        .collect()
 }
 
 async fn release(store: &SqliteStore, chunk: &[Waiting]) -> Result<()> {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use futures::{FutureExt, TryStreamExt, stream};
 use herald_crds::Priority;
 use herald_crds::names::{self, Path};
@@ -21,11 +20,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use self::resolve::Resolver;
+use self::resolve::{Resolver, Round};
 use self::route::{Person, Routes};
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Outgoing, Sharing};
 use crate::catalog::{Catalog, FullName};
-use crate::fanout::definitions::{DefinitionError, Definitions, unbase64};
+use crate::fanout::definitions::{Definitions, unbase64};
 use crate::fanout::{self, Fanout, bundle};
 use crate::message::{
     self, DecodeError, DefinitionHash, Delivery, Direct, DirectDelivery, Event, Events, Request,
@@ -38,8 +37,11 @@ use crate::waiting::Lanes;
 /// Request messages held at a time.
 const PREFETCH: usize = 64;
 
-/// Notifications resolved side by side.
+/// Direct requests fanned out side by side.
 const SIDE_BY_SIDE: usize = 64;
+
+/// Notifications looked at together for resolving.
+const RESOLVED: usize = 256;
 
 /// Decides who and where, and writes it down.
 pub struct Plan {
@@ -386,7 +388,7 @@ impl Plan {
     async fn resolve(&self) {
         loop {
             let now = Timestamp::now();
-            let unresolved = match self.store.unresolved(now, SIDE_BY_SIDE).await {
+            let unresolved = match self.store.unresolved(now, RESOLVED).await {
                 Ok(unresolved) => unresolved,
                 Err(error) => {
                     self.store_error("unresolved", &error);
@@ -398,33 +400,28 @@ impl Plan {
                 self.sleep_until_next(now).await;
                 continue;
             }
-            let steps = join_all(unresolved.iter().map(|one| self.resolver.step(one, now))).await;
-            let mut failed = false;
-            for (one, step) in unresolved.iter().zip(steps) {
-                match step {
-                    Ok(stepped) => {
-                        for channel in stepped.channels {
-                            self.lanes.ready(&channel, None);
-                        }
-                        if stepped.later.is_some() {
-                            self.lanes.scheduled();
-                        }
-                    }
-                    Err(DefinitionError::Store(error)) => {
-                        failed = true;
-                        self.store_error("resolve_step", &error);
-                    }
-                    Err(error) => {
-                        // It will not pass by itself: held, so that it is seen and stands in nobody's way.
-                        tracing::error!(notification = %one.request.id, %error, "recipients cannot be resolved: held");
-                        if let Err(error) = self.store.hold(&one.request.id, 0, 0).await {
-                            failed = true;
-                            self.store_error("hold", &error);
-                        }
-                    }
-                }
+            let Round {
+                channels,
+                later,
+                refused,
+                failed,
+            } = self.resolver.round(&unresolved, now).await;
+            for channel in channels {
+                self.lanes.ready(&channel, None);
             }
-            if failed {
+            if later.is_some() {
+                self.lanes.scheduled();
+            }
+            let mut errors = failed;
+            for (id, error) in refused {
+                // It will not pass by itself: held, so that it is seen and stands in nobody's way.
+                tracing::error!(notification = %id, %error, "recipients cannot be resolved: held");
+                errors.extend(self.store.hold(&id, 0, 0).await.err());
+            }
+            for error in &errors {
+                self.store_error("resolve", error);
+            }
+            if !errors.is_empty() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

@@ -1,8 +1,10 @@
-//! Who and where: members are resolved in steps by a cursor, each step a short transaction.
+//! Who and where: members are resolved in steps by a cursor, each step a short transaction; what is short shares one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::vec;
 
+use futures::future::join_all;
 use herald_crds::{Address, Medium};
 use jiff::Timestamp;
 
@@ -10,13 +12,18 @@ use super::route::{Person, Routes};
 use super::sources::{Source, sources};
 use crate::catalog::{Catalog, FullName};
 use crate::fanout::definitions::{DefinitionError, Definitions, Groups};
-use crate::id;
-use crate::message::Request;
+use crate::id::{self, NotificationId};
+use crate::message::{DefinitionHash, Request};
 use crate::metrics::{Metrics, NamespaceClass};
-use crate::store::{Cursor, Directory, NewDelivery, Store, StoreError, Unresolved};
+use crate::store::{
+    Cursor, Directory, Member, NewDelivery, ResolveStep, Store, StoreError, Unresolved,
+};
 
-/// Members resolved in one step.
+/// Members resolved in one transaction: those of one large notification, or of many small ones together.
 pub const STEP: usize = 500;
+
+/// Members resolved before looking again for something more urgent.
+const ROUND: usize = 8 * STEP;
 
 /// Resolves the recipients of notifications.
 pub struct Resolver {
@@ -26,13 +33,26 @@ pub struct Resolver {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// What a step has come to.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Stepped {
+/// What a round has come to.
+#[derive(Debug, Default)]
+pub struct Round {
     /// Channels with new rows that are due.
-    pub channels: Vec<FullName>,
+    pub channels: BTreeSet<FullName>,
     /// The earliest due time among new rows that are not.
     pub later: Option<Timestamp>,
+    /// Notifications whose recipients cannot be resolved, and why: that does not pass by itself.
+    pub refused: Vec<(NotificationId, DefinitionError)>,
+    /// What the database failed to do: it is tried again.
+    pub failed: Vec<StoreError>,
+}
+
+/// A notification ready to be taken one step further.
+struct Ready<'a> {
+    unresolved: &'a Unresolved,
+    sources: Vec<Source>,
+    routes: Routes,
+    /// As of when members are resolved.
+    at: Timestamp,
 }
 
 /// Somebody found by a source, owned.
@@ -43,24 +63,78 @@ struct Found {
 }
 
 impl Resolver {
-    /// Takes a notification one step further. Whatever it does is repeated safely.
-    pub async fn step(
-        &self,
-        unresolved: &Unresolved,
-        now: Timestamp,
-    ) -> Result<Stepped, DefinitionError> {
-        let request = &unresolved.request;
-        let ready = self.definitions.template(&request.definition).await?;
-        let groups = match &request.groups {
-            Some(hash) => self.definitions.groups(hash).await?,
-            None => Groups::new(),
-        };
-        let template = &ready.compiled.definition().template;
-        let sources = sources(request, &groups);
-        let at = request.send_at.unwrap_or(request.accepted_at);
-        let store = DefinitionError::Store;
+    /// Takes notifications, in this order, one step further: all of them, or as many as are worth a round. Whatever it does
+    /// is repeated safely.
+    pub async fn round(&self, unresolved: &[Unresolved], now: Timestamp) -> Round {
+        let mut round = Round::default();
+        let (mut batches, mut members) = (Vec::new(), 0);
+        let (mut batch, mut small) = (Vec::new(), 0);
+        let mut groups = HashMap::new();
+        for one in unresolved {
+            let ready = match self.ready(one, &mut groups).await {
+                Ok(Some(ready)) => ready,
+                Ok(None) => continue,
+                Err(DefinitionError::Store(error)) => {
+                    round.failed.push(error);
+                    break;
+                }
+                Err(error) => {
+                    round.refused.push((one.request.id, error));
+                    continue;
+                }
+            };
+            let size = ready.size();
+            if small + size > STEP && !batch.is_empty() {
+                batches.push(std::mem::take(&mut batch));
+                small = 0;
+            }
+            batch.push(ready);
+            small += size;
+            members += size;
+            if members >= ROUND {
+                break;
+            }
+        }
+        if !batch.is_empty() {
+            batches.push(batch);
+        }
+        let batches = batches.iter().map(|batch| self.batch(batch, now));
+        for done in join_all(batches).await {
+            match done {
+                Ok(Round {
+                    channels, later, ..
+                }) => {
+                    round.channels.extend(channels);
+                    round.later = [round.later, later].into_iter().flatten().min();
+                }
+                Err(error) => round.failed.push(error),
+            }
+        }
+        round
+    }
 
+    /// Makes a notification ready to be resolved; `None`: it is held. `groups` are those that others needed.
+    async fn ready<'a>(
+        &self,
+        unresolved: &'a Unresolved,
+        groups: &mut HashMap<DefinitionHash, Groups>,
+    ) -> Result<Option<Ready<'a>>, DefinitionError> {
+        let request = &unresolved.request;
+        let definition = self.definitions.template(&request.definition).await?;
+        let template = &definition.compiled.definition().template;
+        let sources = match &request.groups {
+            None => sources(request, &Groups::new()),
+            Some(hash) => {
+                if !groups.contains_key(hash) {
+                    let new = self.definitions.groups(hash).await?;
+                    groups.insert(Arc::clone(hash), new);
+                }
+                sources(request, &groups[hash])
+            }
+        };
+        let at = request.send_at.unwrap_or(request.accepted_at);
         if unresolved.cursor == Cursor::default() {
+            let store = DefinitionError::Store;
             let allowed = template.max_recipients();
             let confirmed = request
                 .confirm_recipients
@@ -76,49 +150,66 @@ impl Resolver {
                     notification = %request.id, recipients, allowed,
                     "held until it is confirmed: more recipients than the template allows"
                 );
-                return Ok(Stepped::default());
+                return Ok(None);
             }
         }
-
-        let (found, next) = self
-            .found(request, &sources, &unresolved.cursor, at)
-            .await
-            .map_err(store)?;
-        let traceparent = request.traceparent.as_deref();
-        tracing::debug!(notification = %request.id, traceparent, found = found.len(), "recipients resolved");
         let routes = Routes::new(request, template, &self.catalog.current());
-        let rows = self
-            .rows(request, &routes, &found, at)
-            .await
-            .map_err(store)?;
-        let is_done = self
-            .store
-            .resolve_step(&request.id, &unresolved.cursor, next.as_ref(), &rows, now)
-            .await
-            .map_err(store)?;
-        let mut stepped = Stepped::default();
-        if is_done {
+        Ok(Some(Ready {
+            unresolved,
+            sources,
+            routes,
+            at,
+        }))
+    }
+
+    /// Takes notifications one step further in one transaction.
+    async fn batch(&self, batch: &[Ready<'_>], now: Timestamp) -> Result<Round, StoreError> {
+        let mut listed = self.listed(batch).await?;
+        let mut people = Vec::with_capacity(batch.len());
+        let mut nexts = Vec::with_capacity(batch.len());
+        for ready in batch {
+            let (found, next) = self.found(ready, &mut listed).await?;
+            let request = &ready.unresolved.request;
+            let traceparent = request.traceparent.as_deref();
+            tracing::debug!(notification = %request.id, traceparent, found = found.len(), "recipients resolved");
+            people.push(found);
+            nexts.push(next);
+        }
+        let suppressed = self.suppressed(batch, &people).await?;
+        let mut round = Round::default();
+        let mut steps = Vec::with_capacity(batch.len());
+        let mut planned = Vec::with_capacity(batch.len());
+        for ((ready, found), next) in batch.iter().zip(&people).zip(nexts) {
+            let request = &ready.unresolved.request;
+            let rows = rows(ready, found, &suppressed);
+            for row in rows.iter().filter(|row| row.suppressed.is_none()) {
+                if row.due > now {
+                    round.later = Some(round.later.map_or(row.due, |later| later.min(row.due)));
+                } else if !round.channels.contains(&row.channel) {
+                    round.channels.insert(Arc::clone(&row.channel));
+                }
+            }
+            planned.push((request, rows.len() as u64));
+            steps.push(ResolveStep {
+                notification: request.id,
+                from: ready.unresolved.cursor.clone(),
+                next,
+                rows,
+            });
+        }
+        let taken = self.store.resolve(steps, now).await?;
+        for ((request, rows), _) in planned.into_iter().zip(taken).filter(|(_, taken)| *taken) {
             let labels = NamespaceClass {
                 namespace: request.namespace.to_string(),
                 priority: request.priority.as_str(),
             };
-            self.metrics
-                .planned
-                .get_or_create(&labels)
-                .inc_by(rows.len() as u64);
-            for row in rows.iter().filter(|row| row.suppressed.is_none()) {
-                if row.due > now {
-                    stepped.later = Some(stepped.later.map_or(row.due, |later| later.min(row.due)));
-                } else if !stepped.channels.contains(&row.channel) {
-                    stepped.channels.push(Arc::clone(&row.channel));
-                }
-            }
+            self.metrics.planned.get_or_create(&labels).inc_by(rows);
         }
-        Ok(stepped)
+        Ok(round)
     }
 
     /// How many recipients there are at the most: somebody who is in two sources counts twice.
-    pub(crate) async fn count(
+    async fn count(
         &self,
         request: &Request,
         sources: &[Source],
@@ -144,73 +235,89 @@ impl Resolver {
         Ok(count)
     }
 
+    /// The people whom the batch's lists name, by namespace and in the order of the batch.
+    async fn listed<'a>(
+        &self,
+        batch: &'a [Ready<'_>],
+    ) -> Result<HashMap<&'a str, vec::IntoIter<Member>>, StoreError> {
+        let mut wanted: HashMap<&str, Vec<Arc<str>>> = HashMap::new();
+        for ready in batch {
+            if let Some(Source::People(people)) = ready.source() {
+                let ids = wanted
+                    .entry(&ready.unresolved.request.namespace)
+                    .or_default();
+                ids.extend_from_slice(ready.part(people));
+            }
+        }
+        let mut listed = HashMap::with_capacity(wanted.len());
+        for (namespace, ids) in wanted {
+            // In a list people are as they are now.
+            let at = Timestamp::MAX;
+            let members = self
+                .store
+                .members(namespace, &Directory::Ids(&ids), at, None, ids.len())
+                .await?;
+            listed.insert(namespace, members.into_iter());
+        }
+        Ok(listed)
+    }
+
     /// The people of the next step, and the cursor after them; `None`: they were the last.
     async fn found(
         &self,
-        request: &Request,
-        sources: &[Source],
-        cursor: &Cursor,
-        at: Timestamp,
+        ready: &Ready<'_>,
+        listed: &mut HashMap<&str, vec::IntoIter<Member>>,
     ) -> Result<(Vec<Found>, Option<Cursor>), StoreError> {
-        let index = cursor.source as usize;
-        let Some(source) = sources.get(index) else {
+        let Some(source) = ready.source() else {
             return Ok((Vec::new(), None));
         };
-        // Into a list the cursor is the number of members that are done.
-        let done = cursor.after.as_ref().map_or(0, |(done, _)| *done as usize);
-        let store = &self.store;
-        let namespace = &request.namespace;
+        let cursor = &ready.unresolved.cursor;
+        let namespace = &*ready.unresolved.request.namespace;
         let after = cursor.after.as_ref();
+        let done = ready.done();
+        let members = async |directory: Directory<'_>| {
+            self.store
+                .members(namespace, &directory, ready.at, after, STEP)
+                .await
+        };
         let found: Vec<Found> = match source {
-            Source::Addresses(addresses) => addresses
-                .iter()
-                .skip(done)
-                .take(STEP)
-                .map(Found::outside)
-                .collect(),
-            Source::People(people) => {
-                let step = &people[done.min(people.len())..people.len().min(done + STEP)];
-                store
-                    .members(namespace, &Directory::Ids(step), at, None, STEP)
-                    .await?
-                    .into_iter()
-                    .map(Found::member)
-                    .collect()
+            Source::Addresses(addresses) => {
+                ready.part(addresses).iter().map(Found::outside).collect()
             }
-            Source::Managed(group) => store
-                .members(namespace, &Directory::Managed(group), at, after, STEP)
+            Source::People(people) => {
+                let listed = listed.get_mut(namespace).into_iter().flatten();
+                let of_this = listed.take(ready.part(people).len());
+                of_this.map(Found::member).collect()
+            }
+            Source::Managed(group) => members(Directory::Managed(group))
                 .await?
                 .into_iter()
                 .map(Found::member)
                 .collect(),
-            Source::Labels(labels) => store
-                .members(namespace, &Directory::Labels(labels), at, after, STEP)
+            Source::Labels(labels) => members(Directory::Labels(labels))
                 .await?
                 .into_iter()
                 .map(Found::member)
                 .collect(),
+        };
+        let listed = |length: usize| {
+            let done = done + found.len();
+            (done < length).then(|| (done as u32, String::new()))
         };
         let after = match source {
-            Source::Addresses(list) if done + found.len() < list.len() => {
-                Some((done + found.len(), ""))
-            }
-            Source::People(list) if done + found.len() < list.len() => {
-                Some((done + found.len(), ""))
-            }
-            Source::Addresses(_) | Source::People(_) => None,
-            Source::Managed(_) | Source::Labels(_) => match found.last() {
-                Some(last) if found.len() == STEP => {
-                    Some((id::order(&last.id) as usize, &*last.id))
-                }
-                _ => None,
-            },
+            Source::Addresses(list) => listed(list.len()),
+            Source::People(list) => listed(list.len()),
+            Source::Managed(_) | Source::Labels(_) => found
+                .last()
+                .filter(|_| found.len() == STEP)
+                .map(|last| (id::order(&last.id), last.id.to_string())),
         };
         let next = match after {
-            Some((order, id)) => Some(Cursor {
+            Some(after) => Some(Cursor {
                 source: cursor.source,
-                after: Some((order as u32, id.to_owned())),
+                after: Some(after),
             }),
-            None if index + 1 < sources.len() => Some(Cursor {
+            None if cursor.source as usize + 1 < ready.sources.len() => Some(Cursor {
                 source: cursor.source + 1,
                 after: None,
             }),
@@ -219,47 +326,92 @@ impl Resolver {
         Ok((found, next))
     }
 
-    /// The rows of these people.
-    async fn rows(
+    /// Which endpoints of a batch's people are on the suppression list of their namespace.
+    async fn suppressed<'a>(
         &self,
-        request: &Request,
-        routes: &Routes,
-        found: &[Found],
-        at: Timestamp,
-    ) -> Result<Vec<NewDelivery>, StoreError> {
-        let suppressed = if routes.mandatory {
-            HashMap::new()
-        } else {
-            let endpoints: Vec<(&str, &str)> = found
+        batch: &'a [Ready<'_>],
+        people: &'a [Vec<Found>],
+    ) -> Result<Suppressed<'a>, StoreError> {
+        let mut asked: HashMap<&str, Vec<(&str, &str)>> = HashMap::new();
+        for (ready, found) in batch.iter().zip(people) {
+            if ready.routes.mandatory {
+                continue;
+            }
+            let endpoints = found
                 .iter()
                 .filter_map(|found| found.address.as_deref())
-                .flat_map(|address| routes.endpoints(address))
-                .map(|(_, medium, endpoint)| (medium.as_str(), endpoint))
-                .collect();
-            let answers = self
-                .store
-                .suppressed(&request.namespace, &endpoints)
-                .await?;
-            endpoints
-                .into_iter()
-                .zip(answers)
-                .filter(|(_, is)| *is)
-                .collect()
-        };
-        let is_suppressed =
-            |medium: Medium, endpoint: &str| suppressed.contains_key(&(medium.as_str(), endpoint));
-        let mut rows = Vec::with_capacity(found.len() * routes.channels.len().max(1));
-        for found in found {
-            let person = Person {
-                id: &found.id,
-                address: found.address.as_deref(),
-                locale: &found.locale,
-            };
-            let due = at + spread(request, found);
-            routes.rows(&request.id, &person, due, is_suppressed, &mut rows);
+                .flat_map(|address| ready.routes.endpoints(address))
+                .map(|(_, medium, endpoint)| (medium.as_str(), endpoint));
+            asked
+                .entry(&ready.unresolved.request.namespace)
+                .or_default()
+                .extend(endpoints);
         }
-        Ok(rows)
+        let mut suppressed = Suppressed::new();
+        for (namespace, endpoints) in asked {
+            let answers = self.store.suppressed(namespace, &endpoints).await?;
+            let is = endpoints.into_iter().zip(answers).filter(|(_, is)| *is);
+            suppressed.extend(is.map(|((medium, endpoint), _)| (namespace, medium, endpoint)));
+        }
+        Ok(suppressed)
     }
+}
+
+/// Namespace, medium, endpoint.
+type Suppressed<'a> = HashSet<(&'a str, &'a str, &'a str)>;
+
+impl Ready<'_> {
+    /// The source of the next step; `None`: there is none left.
+    fn source(&self) -> Option<&Source> {
+        self.sources.get(self.unresolved.cursor.source as usize)
+    }
+
+    /// Into a list the cursor is the number of members that are done.
+    fn done(&self) -> usize {
+        let after = self.unresolved.cursor.after.as_ref();
+        after.map_or(0, |(done, _)| *done as usize)
+    }
+
+    /// The next step's part of a list.
+    fn part<'a, T>(&self, list: &'a [T]) -> &'a [T] {
+        let done = self.done();
+        &list[done.min(list.len())..list.len().min(done + STEP)]
+    }
+
+    /// How many members the next step has at the most; of a group in SQL a whole step is expected.
+    fn size(&self) -> usize {
+        match self.source() {
+            None => 0,
+            Some(Source::People(people)) => self.part(people).len(),
+            Some(Source::Addresses(addresses)) => self.part(addresses).len(),
+            Some(Source::Managed(_) | Source::Labels(_)) => STEP,
+        }
+    }
+}
+
+/// The rows of these people.
+fn rows(ready: &Ready<'_>, found: &[Found], suppressed: &Suppressed<'_>) -> Vec<NewDelivery> {
+    let Ready {
+        unresolved,
+        routes,
+        at,
+        ..
+    } = ready;
+    let request = &unresolved.request;
+    let is_suppressed = |medium: Medium, endpoint: &str| {
+        suppressed.contains(&(&*request.namespace, medium.as_str(), endpoint))
+    };
+    let mut rows = Vec::with_capacity(found.len() * routes.channels.len().max(1));
+    for found in found {
+        let person = Person {
+            id: &found.id,
+            address: found.address.as_deref(),
+            locale: &found.locale,
+        };
+        let due = *at + spread(request, found);
+        routes.rows(&request.id, &person, due, is_suppressed, &mut rows);
+    }
+    rows
 }
 
 /// How much later than the others somebody gets a notification that is spread: by hash, so evenly, and the same each time.
@@ -288,8 +440,8 @@ impl Found {
         }
     }
 
-    fn member(member: crate::store::Member) -> Self {
-        let crate::store::Member { id, recipient } = member;
+    fn member(member: Member) -> Self {
+        let Member { id, recipient } = member;
         let locale = recipient
             .as_ref()
             .and_then(|recipient| recipient.locale.clone())
@@ -302,3 +454,6 @@ impl Found {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

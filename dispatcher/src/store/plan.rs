@@ -10,6 +10,10 @@ use super::StoreError;
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Request, Suppression};
 
+/// Most recipients that the requests read together by [`PlanStore::unresolved`] name, but for the last of them: what
+/// is kept in memory.
+pub const MOST_NAMED: usize = 20_000;
+
 /// What became of a notification that was to be written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planned {
@@ -63,6 +67,19 @@ pub struct NewDelivery {
     pub suppressed: Option<Suppression>,
 }
 
+/// One step of resolving a notification: what it writes, and how far the cursor goes with it.
+#[derive(Debug, Clone)]
+pub struct ResolveStep {
+    /// The notification.
+    pub notification: NotificationId,
+    /// Where its cursor has to be, else the step is not taken.
+    pub from: Cursor,
+    /// Where its cursor is then; `None`: all its recipients are resolved.
+    pub next: Option<Cursor>,
+    /// The rows to be.
+    pub rows: Vec<NewDelivery>,
+}
+
 /// Somebody in the directory, as resolving and rendering need them.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -96,24 +113,24 @@ pub trait PlanStore {
     ) -> Result<Vec<Planned>, StoreError>;
 
     /// Notifications whose moment of resolving (acceptance or `sendAt`) has come and whose recipients are not all
-    /// resolved, nor cancelled or held; the most urgent class first, and within it those resolved the least so far.
+    /// resolved, nor cancelled or held; the most urgent class first, and within it those resolved the least so far. Fewer
+    /// than `limit` if they name more than [`MOST_NAMED`] recipients together.
     async fn unresolved(&self, now: Timestamp, limit: usize)
     -> Result<Vec<Unresolved>, StoreError>;
 
     /// The earliest `sendAt` of a notification that waits to be resolved; `None`: none waits.
     async fn next_unresolved(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Writes the rows of one step and moves the cursor, in one transaction; `next` of `None`: all are resolved.
+    /// Writes the rows of steps of different notifications and moves their cursors, all in one transaction; one answer
+    /// for each, in order.
     ///
-    /// Does nothing, and says `false`, if the cursor is no longer at `from` or the notification was cancelled or held.
-    async fn resolve_step(
+    /// A step does nothing, and its answer is `false`, if the cursor is no longer where it was or the notification was
+    /// cancelled or held. Rows of one call are written in order.
+    async fn resolve(
         &self,
-        notification: &NotificationId,
-        from: &Cursor,
-        next: Option<&Cursor>,
-        rows: &[NewDelivery],
+        steps: Vec<ResolveStep>,
         now: Timestamp,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Vec<bool>, StoreError>;
 
     /// Holds a notification until its sender confirms it: `recipients` are more than the template allows.
     async fn hold(

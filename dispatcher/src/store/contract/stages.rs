@@ -19,11 +19,30 @@ use crate::message::{
     Delivery, Direct, DirectDelivery, Event, Events, Failure, Request, Step, Suppression, To,
 };
 use crate::store::{
-    Cursor, NewDelivery, PlanStore, Planned, RecordStore, Turn, Waiting, WaitingStore,
+    Cursor, NewDelivery, PlanStore, Planned, RecordStore, ResolveStep, StoreError, Turn, Waiting,
+    WaitingStore,
 };
 
 /// What the contract is about.
-pub(crate) trait Stages: PlanStore + WaitingStore + RecordStore {}
+pub(crate) trait Stages: PlanStore + WaitingStore + RecordStore {
+    /// One step of one notification alone.
+    async fn resolve_step(
+        &self,
+        notification: &NotificationId,
+        from: &Cursor,
+        next: Option<&Cursor>,
+        rows: &[NewDelivery],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let step = ResolveStep {
+            notification: *notification,
+            from: from.clone(),
+            next: next.cloned(),
+            rows: rows.to_vec(),
+        };
+        Ok(self.resolve(vec![step], now).await? == [true])
+    }
+}
 
 impl<T: PlanStore + WaitingStore + RecordStore> Stages for T {}
 
@@ -35,6 +54,7 @@ macro_rules! store_contract {
             repeats_within_one_call_are_told_from_their_first,
             definitions_are_kept_by_hash,
             resolving_goes_step_by_step_and_a_repeated_step_does_nothing,
+            steps_of_several_notifications_are_taken_together_and_each_by_itself,
             a_person_who_is_meant_twice_gets_one_row,
             a_notification_for_later_is_not_resolved_before_its_time,
             the_most_urgent_class_is_resolved_first_and_then_the_one_with_the_fewest_rows,
@@ -330,6 +350,58 @@ pub(crate) async fn resolving_goes_step_by_step_and_a_repeated_step_does_nothing
     assert!(!step(&middle, None, &people[2..]).await);
     assert!(store.unresolved(at(0), 10).await.unwrap().is_empty());
     assert_eq!(waiting_and_out(store).await, (4, 0));
+}
+
+pub(crate) async fn steps_of_several_notifications_are_taken_together_and_each_by_itself(
+    store: &impl Stages,
+) {
+    let [small, large, cancelled, over] = ["small", "large", "cancelled", "over"].map(request);
+    for request in [&small, &large, &cancelled, &over] {
+        store
+            .insert_notifications(&[], &[Arc::new(request.clone())])
+            .await
+            .unwrap();
+    }
+    store.cancel(&cancelled.id, at(0)).await.unwrap();
+    let start = Cursor::default();
+    let ann = row(&over.id, "ann");
+    let elsewhere = Cursor {
+        source: 1,
+        after: None,
+    };
+    store
+        .resolve_step(&over.id, &start, Some(&elsewhere), &[ann], at(0))
+        .await
+        .unwrap();
+    let middle = Cursor {
+        source: 0,
+        after: Some((7, "person-1".into())),
+    };
+    let step = |request: &Request, next: Option<&Cursor>, rows| ResolveStep {
+        notification: request.id,
+        from: start.clone(),
+        next: next.cloned(),
+        rows,
+    };
+    let twice = row(&small.id, "ann");
+    let mut later = rows(&large.id, 2);
+    later[1].due = at(60_000);
+    let steps = vec![
+        step(&small, None, vec![twice.clone(), twice]),
+        step(&cancelled, None, rows(&cancelled.id, 2)),
+        step(&large, Some(&middle), later),
+        step(&over, None, rows(&over.id, 3)),
+    ];
+    let answers = store.resolve(steps, at(0)).await.unwrap();
+    assert_eq!(answers, [true, false, true, false]);
+    // One row of `small`, two of `large`, and the one that `over` had.
+    assert_eq!(waiting_and_out(store).await, (4, 0));
+    let unresolved = store.unresolved(at(0), 10).await.unwrap();
+    let left: Vec<_> = unresolved
+        .iter()
+        .map(|one| (one.request.id, one.cursor.clone(), one.rows))
+        .collect();
+    assert_eq!(left, [(over.id, elsewhere, 1), (large.id, middle, 2)]);
 }
 
 pub(crate) async fn a_person_who_is_meant_twice_gets_one_row(store: &impl Stages) {

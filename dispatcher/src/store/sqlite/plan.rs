@@ -1,11 +1,13 @@
 //! What planning and fan-out need: notifications, the resolving of their recipients, claims.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
@@ -15,8 +17,8 @@ use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, 
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Request};
 use crate::store::{
-    Cursor, Directory, Member, NewDelivery, PlanStore, Planned, Recipient, State, StoreError,
-    Unresolved,
+    Cursor, Directory, MOST_NAMED, Member, NewDelivery, PlanStore, Planned, Recipient, ResolveStep,
+    State, StoreError, Unresolved,
 };
 
 /// Most notifications whose moment of resolving is noticed to have come in one transaction.
@@ -194,20 +196,39 @@ async fn insert_blob(
     Ok(())
 }
 
-/// One delivery on its way into its table, as JSON.
-#[derive(serde::Serialize)]
-struct Row<'a>(
-    DeliveryId,
-    i64,
-    u8,
-    u8,
-    &'a str,
-    &'a str,
-    &'a str,
-    i64,
-    Option<i64>,
-    Option<&'static str>,
-);
+/// Whether the request is packed, the request, priority, cursor, rows, confirmed.
+type UnresolvedRow = (i64, Vec<u8>, i64, String, i64, Option<i64>);
+
+/// One delivery on its way into its table.
+struct NewRow {
+    state: State,
+    /// All but its notification, as JSON, made before the transaction begins.
+    json: String,
+}
+
+impl NewRow {
+    fn new(row: &NewDelivery, channel: i64, now: i64) -> Self {
+        let due = millis(row.due);
+        let (state, waiting) = match row.suppressed {
+            Some(_) => (State::Suppressed, 0),
+            None if due > now => (State::Scheduled, 1),
+            None => (State::Queued, 2),
+        };
+        let json = json(&(
+            row.id,
+            channel,
+            state as u8,
+            waiting,
+            &row.recipient,
+            &row.endpoint,
+            &row.locale,
+            due,
+            row.suppressed.map(|_| now),
+            row.suppressed.map(<&'static str>::from),
+        ));
+        Self { state, json }
+    }
+}
 
 #[async_trait]
 impl PlanStore for SqliteStore {
@@ -261,22 +282,26 @@ impl PlanStore for SqliteStore {
             })
             .await?;
         }
-        let rows: Vec<(i64, Vec<u8>, i64, String, i64, Option<i64>)> = sqlx::query_as(UNRESOLVED)
+        let mut rows = sqlx::query_as::<_, UnresolvedRow>(UNRESOLVED)
             .bind(limit as i64)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(failed)?;
-        rows.into_iter()
-            .map(|(packed, request, priority, cursor, rows, confirmed)| {
-                Ok(Unresolved {
-                    request: Arc::new(asked::unpack(packed != 0, &request, priority)?),
-                    cursor: serde_json::from_str(&cursor)
-                        .map_err(|error| corrupt("notifications.cursor", &error))?,
-                    rows: rows as u64,
-                    confirmed: confirmed.map(|n| n as u64),
-                })
-            })
-            .collect()
+            .fetch(&self.readers);
+        let mut unresolved = Vec::new();
+        let mut named = 0;
+        while named <= MOST_NAMED
+            && let Some(row) = rows.try_next().await.map_err(failed)?
+        {
+            let (packed, request, priority, cursor, rows, confirmed) = row;
+            let request = Arc::new(asked::unpack(packed != 0, &request, priority)?);
+            named += request.recipients.len();
+            unresolved.push(Unresolved {
+                request,
+                cursor: serde_json::from_str(&cursor)
+                    .map_err(|error| corrupt("notifications.cursor", &error))?,
+                rows: rows as u64,
+                confirmed: confirmed.map(|n| n as u64),
+            });
+        }
+        Ok(unresolved)
     }
 
     async fn next_unresolved(&self) -> Result<Option<Timestamp>, StoreError> {
@@ -289,79 +314,67 @@ impl PlanStore for SqliteStore {
             .transpose()
     }
 
-    async fn resolve_step(
+    async fn resolve(
         &self,
-        notification: &NotificationId,
-        from: &Cursor,
-        next: Option<&Cursor>,
-        rows: &[NewDelivery],
+        steps: Vec<ResolveStep>,
         now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
         let now = millis(now);
-        let mut states = Vec::with_capacity(rows.len());
-        let mut values = Vec::with_capacity(rows.len());
-        for row in rows {
-            let due = millis(row.due);
-            let (state, waiting) = match row.suppressed {
-                Some(_) => (State::Suppressed, 0),
-                None if due > now => (State::Scheduled, 1),
-                None => (State::Queued, 2),
-            };
-            states.push(state);
-            values.push(Row(
-                row.id,
-                self.channel_number(&row.channel).await?,
-                state as u8,
-                waiting,
-                &row.recipient,
-                &row.endpoint,
-                &row.locale,
-                due,
-                row.suppressed.map(|_| now),
-                row.suppressed.map(Into::into),
-            ));
+        let orphans = self.orphaned.load(Ordering::Acquire).then(|| {
+            let rows = steps.iter().flat_map(|step| &step.rows);
+            json(&rows.map(|row| row.id).collect::<Vec<_>>())
+        });
+        let mut cursors = Vec::with_capacity(steps.len());
+        let mut written = Vec::with_capacity(steps.len());
+        for step in steps {
+            let next = step.next.as_ref().map(json);
+            cursors.push((step.notification, json(&step.from), next));
+            let mut rows = Vec::with_capacity(step.rows.len());
+            for row in &step.rows {
+                let channel = self.channel_number(&row.channel).await?;
+                rows.push(NewRow::new(row, channel, now));
+            }
+            written.push((step.notification, step.next.is_none(), rows));
         }
-        let values = json(&values);
-        let orphans = self
-            .orphaned
-            .load(Ordering::Acquire)
-            .then(|| json(&rows.iter().map(|row| row.id).collect::<Vec<_>>()));
+        let cursors = json(&cursors);
         let orphaned = Arc::clone(&self.orphaned);
-        let id = *notification;
-        let from = json(from);
-        let next = next.map(json);
         self.write(move |c| {
             Box::pin(async move {
-                let found: Option<(i64, i64, bool)> = sqlx::query_as(
-                    "UPDATE notifications SET cursor = coalesce(?3, cursor), resolved = ?3 IS NULL,
-                         pending = CASE WHEN ?3 IS NULL THEN 0 ELSE pending END
-                     WHERE id = ?1 AND cursor = ?2 AND pending > 0 RETURNING seq, priority, sensitive = 1",
-                )
-                .bind(id.as_bytes().as_slice())
-                .bind(from)
-                .bind(&next)
-                .fetch_optional(&mut *c)
-                .await
-                .map_err(failed)?;
-                let Some((seq, priority, sensitive)) = found else {
-                    return Ok(false);
-                };
+                let moved: Vec<(Vec<u8>, i64, i64, bool)> = sqlx::query_as(MOVED)
+                    .bind(cursors)
+                    .fetch_all(&mut *c)
+                    .await
+                    .map_err(failed)?;
+                let mut steps = HashMap::with_capacity(moved.len());
                 let mut tally = Tally::default();
-                if !sensitive {
+                if moved.iter().all(|(_, _, _, sensitive)| !sensitive) {
                     tally.harmless();
                 }
-                if !states.is_empty() {
-                    write_rows(c, seq, priority, now, values, &states, &mut tally).await?;
+                for (id, seq, priority, _) in moved {
+                    steps.insert(notification_id(&id)?, (seq, priority));
                 }
-                if next.is_none() {
-                    tally.settled(seq, now);
+                let mut answers = Vec::with_capacity(written.len());
+                let mut rows = Vec::new();
+                for (id, is_last, new) in written {
+                    let Some((seq, priority)) = steps.get(&id) else {
+                        answers.push(false);
+                        continue;
+                    };
+                    answers.push(true);
+                    rows.extend(new.into_iter().map(|row| (*seq, *priority, row)));
+                    if is_last {
+                        tally.settled(*seq, now);
+                    }
+                }
+                if !rows.is_empty() {
+                    write_rows(c, &rows, now, &mut tally).await?;
                 }
                 tally.apply(c).await?;
                 if let Some(ids) = orphans {
                     let outcomes = record::adopt(c, &ids).await?;
                     record::fold_outcomes(c, &outcomes, &orphaned).await?;
                 }
-                Ok(true)
+                Ok(answers)
             })
         })
         .await
@@ -617,51 +630,66 @@ impl PlanStore for SqliteStore {
     }
 }
 
-/// Writes the rows of one step; those whose id is there already are dropped and not counted.
+/// Writes rows, each with the number and class of its notification; those whose id is there already are dropped and not
+/// counted.
 async fn write_rows(
     connection: &mut SqliteConnection,
-    seq: i64,
-    priority: i64,
+    rows: &[(i64, i64, NewRow)],
     now: i64,
-    values: String,
-    states: &[State],
     tally: &mut Tally,
 ) -> Result<(), StoreError> {
+    // One array of what is JSON already.
+    let mut values =
+        String::with_capacity(rows.iter().map(|(_, _, row)| row.json.len() + 16).sum());
+    for (seq, priority, row) in rows {
+        values.push(if values.is_empty() { '[' } else { ',' });
+        // Writing to a string does not fail.
+        let _ = write!(values, "[{seq},{priority},{}]", row.json);
+    }
+    values.push(']');
     let done = sqlx::query(
         "INSERT INTO deliveries (id, notification, channel, priority, state, waiting, recipient, endpoint,
              locale, created_at, due_at, ended_at, reason)
-         SELECT unhex(d.value ->> 0), ?2, d.value ->> 1, ?3, d.value ->> 2, d.value ->> 3, d.value ->> 4,
-             d.value ->> 5, d.value ->> 6, ?4, d.value ->> 7, d.value ->> 8, d.value ->> 9
+         SELECT unhex(d.value ->> '$[2][0]'), d.value ->> 0, d.value ->> '$[2][1]', d.value ->> 1,
+             d.value ->> '$[2][2]', d.value ->> '$[2][3]', d.value ->> '$[2][4]', d.value ->> '$[2][5]',
+             d.value ->> '$[2][6]', ?2, d.value ->> '$[2][7]', d.value ->> '$[2][8]', d.value ->> '$[2][9]'
          FROM json_each(?1) AS d WHERE true ON CONFLICT (id) DO NOTHING",
     )
     .bind(values)
-    .bind(seq)
-    .bind(priority)
     .bind(now)
     .execute(&mut *connection)
     .await
     .map_err(failed)?;
     let written = done.rows_affected() as i64;
-    if written as usize == states.len() {
-        for state in states {
-            tally.moved(seq, None, *state, 1, now);
+    if written as usize == rows.len() {
+        for (seq, _, row) in rows {
+            tally.moved(*seq, None, row.state, 1, now);
         }
     } else if written > 0 {
         // Rows are numbered upwards: those of this statement are the last ones.
-        let counts: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT state, count(*) FROM deliveries WHERE row > ?1 AND row <= ?2 GROUP BY state",
+        let counts: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT notification, state, count(*) FROM deliveries WHERE row > ?1 AND row <= ?2
+             GROUP BY notification, state",
         )
         .bind(done.last_insert_rowid() - written)
         .bind(done.last_insert_rowid())
         .fetch_all(connection)
         .await
         .map_err(failed)?;
-        for (state, count) in counts {
+        for (seq, state, count) in counts {
             tally.moved(seq, None, super::state(state)?, count, now);
         }
     }
     Ok(())
 }
+
+/// Moves cursors that are still where they were. `?1`: notification, from, next (null: all are resolved).
+pub(super) const MOVED: &str = "UPDATE notifications SET cursor = coalesce(s.value ->> 2, cursor),
+        resolved = (s.value ->> 2) IS NULL,
+        pending = CASE WHEN (s.value ->> 2) IS NULL THEN 0 ELSE pending END
+    FROM json_each(?1) AS s
+    WHERE notifications.id = unhex(s.value ->> 0) AND cursor = (s.value ->> 1) AND pending > 0
+    RETURNING id, seq, priority, sensitive = 1";
 
 pub(super) const UNRESOLVED: &str =
     "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows,

@@ -8,8 +8,8 @@ use crate::message::{Event, Events, Request, Step, Suppression};
 use crate::store::contract::history::history_contract;
 use crate::store::contract::people::people_contract;
 use crate::store::contract::stages::{
-    MAIL, at, delivery, event, failure, planned, release, request, returned, row, rows, sent,
-    store_contract, tell,
+    MAIL, Stages, at, delivery, event, failure, planned, release, request, returned, row, rows,
+    sent, store_contract, tell,
 };
 use crate::store::{Cursor, PlanStore, RecordStore, Turn, Waiting, WaitingStore};
 
@@ -344,6 +344,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             "deliveries USING INTEGER PRIMARY KEY (rowid=?)",
         ),
         (plan::UNRESOLVED, "notifications_pending"),
+        (plan::MOVED, "sqlite_autoindex_notifications_1 (id=?)"),
         (
             plan::MANAGED,
             "m USING PRIMARY KEY (group_id=? AND (ord,id)>(?,?))",
