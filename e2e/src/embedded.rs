@@ -34,6 +34,12 @@ use workload::{Size, Workload};
 /// Signs events: `whsec_` and base64.
 const SECRET: &str = "whsec_aGVyYWxkJ3MgZW5kIHRvIGVuZCBzZWNyZXQgMDAx";
 
+/// W: most deliveries that are sent and of which a kill may lose the outcome.
+const WINDOW: usize = 64;
+
+/// Channels that share the process and so are killed together; W is a channel's.
+const CHANNELS: usize = 2;
+
 /// Requests to the webhook receiver before it is out for a moment.
 const OUTAGE_AFTER: usize = 300;
 
@@ -85,7 +91,8 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     process::need(&["smtp-sink", "python"])?;
     let herald = process::herald()?;
     let workload = Arc::new(Workload::new(size, seed)?);
-    let setup = Setup::new(&herald, folder)?;
+    let mut setup = Setup::new(&herald, folder)?;
+    setup.arguments = vec!["--window".to_owned(), (WINDOW / CHANNELS).to_string()];
     let (mail_port, hooks_port) = (process::free_port()?, process::free_port()?);
     declare(&setup.declared, mail_port, hooks_port)?;
     let mail = if options.small {

@@ -7,11 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use super::clients::Sent;
 use super::workload::{Expected, Planned, Via, Workload};
-use super::{Delivery, Shown};
+use super::{Delivery, Shown, WINDOW};
 use crate::sinks::{Copies, Copy, Events};
-
-/// W: most deliveries that are sent and of which a kill may lose the outcome.
-const WINDOW: usize = 64;
 
 /// What a sink may still have read from its sockets after the sender was killed.
 const BUFFERED: Duration = Duration::from_millis(250);
