@@ -5,7 +5,8 @@
 //! - here: [`Compiled`], a definition made ready once, rendered for every recipient.
 //! - [`mod@rendered`]: what comes out; [`mod@error`]: what can go wrong.
 //! - [`mod@parameters`]: what goes in, and whether it is right.
-//! - `run`: one message being rendered; `includes`: which partials a block needs; `names`: what they are called in the engine; `text`: HTML as plain text.
+//! - `run`: one message being rendered; `includes`: which partials a block needs; `unknown`: filters, tests and functions
+//!   that are not there; `names`: what blocks and partials are called in the engine; `text`: HTML as plain text.
 //!
 //! # Limits
 //!
@@ -22,6 +23,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod text;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -98,13 +100,16 @@ struct Block {
 }
 
 impl Compiled {
-    /// Compiles a definition and renders each of its samples.
+    /// Compiles a definition, looks for everything that it calls, and renders each of its samples.
     ///
-    /// Errors: every block that does not compile, what is wrong with its includes and its JSON Schema, and every sample
-    /// that does not render, with its path (`/spec/samples/0`).
+    /// Errors: every block that does not compile or calls a filter, test or function that is not there, what is wrong
+    /// with its includes and its JSON Schema, and every sample that does not render, with its path (`/spec/samples/0`).
     pub fn new(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
         let compiled = Self::without_samples(definition)?;
-        let problems = compiled.check_samples();
+        let mut problems = compiled.check_calls();
+        if problems.is_empty() {
+            problems = compiled.check_samples();
+        }
         if problems.is_empty() {
             Ok(compiled)
         } else {
@@ -112,8 +117,8 @@ impl Compiled {
         }
     }
 
-    /// Compiles a definition that was in force once, without another look at its samples: what was accepted must be
-    /// rendered.
+    /// Compiles a definition that was in force once, without another look at what it calls or at its samples: what was
+    /// accepted must be rendered.
     pub fn without_samples(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
         let mut problems = definition.check();
         let spec = &definition.template;
@@ -317,6 +322,37 @@ impl Compiled {
             wanted = wanted.rsplit_once('-').map_or("", |(shorter, _)| shorter);
         }
         self.default_language().and_then(&of)
+    }
+
+    /// What it calls and nothing provides.
+    fn check_calls(&self) -> Vec<Problem> {
+        let mut problems: Vec<_> = unknown::unknown(&self.environment)
+            .into_iter()
+            .map(|found| {
+                let message = format!("line {}: {}", found.line, found.message);
+                match names::partial(&found.template) {
+                    Some(full) => self.partial_problem(full, &message),
+                    None => Problem::new(names::pointer(&found.template), message),
+                }
+            })
+            .collect();
+        problems.sort_unstable();
+        problems.dedup();
+        problems
+    }
+
+    /// What is wrong with a partial: at its own place if the template has it, else where partials are.
+    fn partial_problem(&self, full: &str, message: &str) -> Problem {
+        match full
+            .strip_prefix(&*self.name)
+            .and_then(|rest| rest.strip_prefix('/'))
+        {
+            Some(own) => Problem::new(
+                format!("/spec/partials/{}", crate::validate::escape(own)),
+                message,
+            ),
+            None => Problem::new("/spec/partials", format!("{full:?} {message}")),
+        }
     }
 
     /// Renders every sample in its own locale, or in every one if it names none.

@@ -51,3 +51,8 @@ pub(super) fn partial(name: &str) -> Option<&str> {
     let (_, rest) = name.split_once(':')?;
     (!rest.contains(':')).then_some(rest)
 }
+
+/// The JSON Pointer of a block; empty for a partial.
+pub(super) fn pointer(name: &str) -> &str {
+    name.splitn(3, ':').nth(2).unwrap_or_default()
+}

@@ -62,7 +62,8 @@ fn render(
     locale: &str,
     parameters: Value,
 ) -> Result<Rendered, RenderError> {
-    let compiled = compile(spec).expect("it compiles");
+    let definition = Arc::new(close(spec).expect("it closes"));
+    let compiled = Compiled::without_samples(definition).expect("it compiles");
     let parameters = compiled.prepare(parameters);
     compiled.render(medium, locale, &parameters, &recipient())
 }
@@ -430,6 +431,43 @@ fn samples_that_do_not_render_are_problems_with_their_path() {
         lines[1],
         "/spec/samples/2/parameters/name: parameter \"name\" must be a string (got the number 7)"
     );
+}
+
+#[test]
+fn what_is_called_and_not_there_is_a_problem_without_a_sample_too() {
+    let found = problems(json!({
+        "content": {"email": {
+            "subject": "{{ name | uper }}",
+            "html": "<p>\n{% if name is emty %}{{ shuot(name) }}{% endif %}\n{% include 'own' %}",
+            "text": "{{ names | map('uper') | list }}{{ names | select('emty') | list }}",
+        }},
+        "partials": {"own": "{% filter shout %}x{% endfilter %}"},
+    }));
+    let lines: Vec<_> = found.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "/spec/content/email/html: line 2: there is no function \"shuot\"",
+            "/spec/content/email/html: line 2: there is no test \"emty\"",
+            "/spec/content/email/subject: line 1: there is no filter \"uper\"",
+            "/spec/content/email/text: line 1: there is no filter \"uper\"",
+            "/spec/content/email/text: line 1: there is no test \"emty\"",
+            "/spec/partials/own: line 1: there is no filter \"shout\"",
+        ]
+    );
+}
+
+#[test]
+fn what_a_template_defines_itself_may_be_called() {
+    compile(json!({
+        "content": {"sms": {"text": "{% macro shout(x) %}{{ x | upper }}{{ caller() }}{% endmacro %}{{ shout(name) }}\
+            {% call shout(name) %}!{% endcall %}{% include 'own' %}{% set f = range %}{{ f(3) | list }}\
+            {% for i in range(3) recursive %}{{ loop.index }}{% if i is odd %}{{ loop([]) }}{% endif %}{% endfor %}\
+            {{ names | map('upper') | select('string') | map(attribute='a') | join(', ') }}\
+            {{ names | selectattr('a') | rejectattr('a', 'eq', 1) | list }}"}},
+        "partials": {"own": "{{ shout('again') }}"},
+    }))
+    .unwrap();
 }
 
 #[test]

@@ -13,9 +13,9 @@ use crate::catalog::{Catalog as _, DeclaredProblem};
 
 /// What its help says.
 pub(super) const HELP: &str = "Says everything that is wrong with a folder of YAML: what is not YAML, unknown fields, values \
-    out of bounds, references that lead nowhere, groups in a circle, templates that do not compile or whose samples do \
-    not render. Each with file, line and place. Documents of other kinds are passed over, as are hidden files and \
-    secrets/.\n\n\
+    out of bounds, references that lead nowhere, groups in a circle, templates that do not compile, call what is not \
+    there, or whose samples do not render. Each with file, line and place. Documents of other kinds are passed over, as \
+    are hidden files and secrets/.\n\n\
     It exits with 0 if all is well, 1 if something is wrong, 2 if the folder cannot be read.\n\n\
     Examples:\n  \
     herald lint notifications/\n  \
@@ -197,8 +197,11 @@ mod tests {
     fn every_mutant_of_a_sample_is_found_where_it_is_wrong() {
         let mut found = 0;
         for samples in ["quickstart", "reference"] {
-            for entry in fs::read_dir(Path::new(SAMPLES).join(samples)).unwrap() {
-                let text = fs::read(entry.unwrap().path()).unwrap();
+            let entries = fs::read_dir(Path::new(SAMPLES).join(samples)).unwrap();
+            // Beside the samples, `make run` keeps a folder of credentials.
+            let files = entries.map(|entry| entry.unwrap().path());
+            for file in files.filter(|path| path.is_file()) {
+                let text = fs::read(file).unwrap();
                 for document in yaml::read(&text).unwrap() {
                     // By itself, a resource lacks what it refers to: that is not what is looked for.
                     let known = problems_of(&document.value);
@@ -221,6 +224,24 @@ mod tests {
             }
         }
         assert!(found > 100, "{found} mutants");
+    }
+
+    #[test]
+    fn what_a_template_calls_and_is_not_there_is_found_without_a_sample() {
+        let dir = tempfile::tempdir().unwrap();
+        let code = "apiVersion: herald.dev/v1alpha1\nkind: NotificationTemplate\nmetadata: {name: code}\nspec:\n  \
+                    category: account\n  routing: {channels: [{name: log}]}\n  content:\n    sms:\n      text: |\n        \
+                    Hello\n        {{ code | uper }}\n";
+        let log = "---\napiVersion: herald.dev/v1alpha1\nkind: Channel\nmetadata: {name: log}\nspec:\n  medium: sms\n  \
+                   providers: [{name: log, log: {}}]\n";
+        fs::write(dir.path().join("code.yaml"), format!("{code}{log}")).unwrap();
+        let (code, out) = lint(dir.path(), Format::Text);
+        assert_eq!(code, ExitCode::from(1));
+        let expected = format!(
+            "{}:9: NotificationTemplate default/code /spec/content/sms/text: line 2: there is no filter \"uper\"",
+            dir.path().join("code.yaml").display()
+        );
+        assert_eq!(out.lines().next(), Some(&*expected), "{out}");
     }
 
     /// What lint says about a folder that holds `document` alone: path, line and message of each.
