@@ -57,4 +57,4 @@ bench: ## Measures, each figure beside its raw baseline, and writes docs/benchma
 .PHONY: clean
 clean: ## Removes what was built, and the showcase's state.
 	cargo clean
-	rm -rf .herald
+	rm -rf .herald crds/samples/quickstart/secrets

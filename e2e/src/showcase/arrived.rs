@@ -89,7 +89,7 @@ pub struct Webhook {
     pub at: Timestamp,
     /// Its `webhook-id`: the same for every repeat.
     pub id: String,
-    /// Whether it is from who it says: `valid`, `unsigned`, or what is wrong.
+    /// Whether it is from who it says: `signature verified`, `unsigned`, or what is wrong.
     pub signature: String,
     /// Its header fields.
     pub headers: Vec<(String, String)>,

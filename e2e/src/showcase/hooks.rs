@@ -1,5 +1,9 @@
 //! A receiver of webhooks that checks whom they are from (Standard Webhooks).
 
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +27,12 @@ const TOLERANCE: Duration = Duration::from_secs(300);
 /// Longest body.
 const LONGEST_BODY: usize = 2 * 1024 * 1024;
 
+/// What is said of a webhook that is from who it says.
+const VERIFIED: &str = "signature verified";
+
+/// Bytes of a signing secret that is made here.
+const SECRET_BYTES: usize = 32;
+
 /// A signing secret, `whsec_` and base64.
 #[derive(Clone)]
 pub struct Secret(Vec<u8>);
@@ -38,6 +48,31 @@ impl Secret {
             .context("a signing secret is base64 after whsec_")?;
         ensure!(!key.is_empty(), "the signing secret is empty");
         Ok(Self(key))
+    }
+
+    /// The secret in a file; one of chance is put there if there is none, which its owner alone can read.
+    pub fn of_file(file: &Path) -> anyhow::Result<Self> {
+        if !file.exists() {
+            let folder = file.parent().context("a secret's file is in a folder")?;
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+            let secret = BASE64_STANDARD.encode(rand::random::<[u8; SECRET_BYTES]>());
+            File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(file)
+                .and_then(|mut file| writeln!(file, "whsec_{secret}"))
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let text =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::new(text.trim_end()).with_context(|| {
+            format!(
+                "{} holds no signing secret; remove it to have another made",
+                file.display()
+            )
+        })
     }
 
     /// Whether one of the signatures is made with this secret.
@@ -129,7 +164,7 @@ fn check(
         return Err("too old");
     }
     if secret.has_signed(id, timestamp, body, signatures) {
-        Ok("valid")
+        Ok(VERIFIED)
     } else {
         Err("signed with another secret")
     }
@@ -161,13 +196,35 @@ mod tests {
     #[test]
     fn what_the_reference_implementation_signed_is_valid_and_nothing_else() {
         let body = br#"{"test": 2432232314}"#;
-        assert_eq!(checked(&headers(SIGNATURE), body, 10), Ok("valid"));
+        assert_eq!(checked(&headers(SIGNATURE), body, 10), Ok(VERIFIED));
         let among_others = format!("v1,AAAA {SIGNATURE} v2,x");
-        assert_eq!(checked(&headers(&among_others), body, 10), Ok("valid"));
+        assert_eq!(checked(&headers(&among_others), body, 10), Ok(VERIFIED));
         assert!(checked(&headers(SIGNATURE), b"other", 10).is_err());
         assert!(checked(&headers("v1,AAAA"), body, 10).is_err());
         assert!(checked(&headers(SIGNATURE), body, 301).is_err());
         assert!(checked(&HeaderMap::new(), body, 0).is_err());
+    }
+
+    #[test]
+    fn a_secret_is_made_once_and_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secrets/warehouse-signing/secret");
+        let made = Secret::of_file(&file).unwrap();
+        assert_eq!(made.0.len(), SECRET_BYTES);
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(
+            Secret::of_file(&file).unwrap().0 == made.0,
+            "the same again"
+        );
+        let another = Secret::of_file(&folder.path().join("other")).unwrap();
+        assert!(another.0 != made.0, "each is of chance");
+
+        fs::write(&file, "").unwrap();
+        let error = Secret::of_file(&file).err().unwrap().to_string();
+        assert!(error.contains("remove it"), "{error}");
     }
 
     #[test]

@@ -31,6 +31,9 @@ const SAMPLE_MAIL_PORT: u16 = 2525;
 /// Where the samples say that the receiver of webhooks listens.
 const SAMPLE_WEBHOOK_PORT: u16 = 8090;
 
+/// Where a folder keeps the secret that the samples' webhooks are signed with.
+const SAMPLE_SECRET: &str = "secrets/warehouse-signing/secret";
+
 /// What the showcase can be told.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -49,9 +52,11 @@ pub struct Options {
     /// What Herald is told: a folder of YAML. Default: crds/samples/quickstart, for which the tour is made.
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Where the folder's webhooks must be signed from: a secret such as whsec_…, that the Channel's credentials hold.
+    /// What the webhooks of --folder must be signed with: a secret such as whsec_…, that the Channel's credentials hold.
+    /// The samples have one of their own.
     #[arg(
         long,
+        requires = "folder",
         value_name = "SECRET",
         env = "HERALD_WEBHOOK_SECRET",
         hide_env_values = true
@@ -102,7 +107,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .as_deref()
         .map(Secret::new)
         .transpose()?;
-
     // First every port, so that nothing is begun that cannot be ended.
     let mail = bind(options.mail, "--mail", "the mail server").await?;
     let webhooks = bind(options.webhooks, "--webhooks", "the receiver of webhooks").await?;
@@ -113,15 +117,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let state = data.join("state");
     fresh(&state)?;
     let tour_fits = options.folder.is_none();
-    let folder = if let Some(folder) = options.folder {
-        folder
+    let (folder, secret) = if let Some(folder) = options.folder {
+        (folder, secret)
     } else {
         let samples = root.join("crds/samples/quickstart");
-        moved(
-            &samples,
-            &data,
-            (options.mail.port(), options.webhooks.port()),
-        )?
+        let ports = (options.mail.port(), options.webhooks.port());
+        let folder = moved(&samples, &data, ports)?;
+        let secret = Secret::of_file(&folder.join(SAMPLE_SECRET))?;
+        (folder, Some(secret))
     };
 
     let arrived = Arc::new(Arrived::new());
@@ -300,7 +303,11 @@ mod tests {
         let copy = moved(&samples, data.path(), (12_525, 18_090)).unwrap();
         let read = |name: &str| std::fs::read_to_string(copy.join(name)).unwrap();
         assert!(read("channel-mail.yaml").contains("port: 12525"));
-        assert!(read("channel-hooks.yaml").contains("http://127.0.0.1:18090/webhook"));
+        let hooks = read("channel-hooks.yaml");
+        assert!(hooks.contains("http://127.0.0.1:18090/webhook"));
+        let (_, secret) = SAMPLE_SECRET.split_once('/').unwrap();
+        let (secret, _) = secret.split_once('/').unwrap();
+        assert!(hooks.contains(&format!("credentialsRef: {{name: {secret}}}")));
         let same = moved(
             &samples,
             data.path(),
