@@ -220,6 +220,7 @@ impl Local {
             keys: Keys::new(Arc::clone(&store) as _, &fixed),
             accept: Arc::clone(&accept),
             catalog: Arc::clone(&catalog) as _,
+            broker: Arc::new(broker.clone()),
             store: Arc::clone(&store) as _,
             definitions: Arc::clone(&pipeline.definitions),
             loads: Arc::clone(&pipeline.loads),

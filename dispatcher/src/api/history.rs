@@ -1,22 +1,17 @@
-//! What became of it: notifications, deliveries, their trails and contents, the stream of outcomes.
+//! What became of it: notifications, deliveries, their trails and contents.
 
-use std::convert::Infallible;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
-use futures::{Stream, StreamExt};
 use herald_crds::Priority;
 use herald_crds::render::Recipient as RenderedFor;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -27,7 +22,6 @@ use super::{Api, Caller, Kind, PageOf, Params, Problem, page, schema};
 use crate::accept::Scope;
 use crate::fanout::definitions::DefinitionError;
 use crate::id::{DeliveryId, NotificationId};
-use crate::message::{Event, Step};
 use crate::store::{
     DeliveryRecord, NotificationFilter, NotificationRecord, State as DeliveryState,
 };
@@ -41,9 +35,6 @@ const TOLERANCE: Duration = Duration::from_secs(5);
 /// While waiting, the store is asked at least this often.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Streams of outcomes that may be open at a time.
-const STREAMS: usize = 64;
-
 /// The calls that ask what became of it.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -53,7 +44,6 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(delivery))
         .routes(routes!(trail))
         .routes(routes!(content))
-        .routes(routes!(events))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -404,196 +394,6 @@ async fn content(
         locale: delivery.locale.to_string(),
         content: preview::block(&ready.compiled, medium, locale, &parameters, &recipient),
     }))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct EventsQuery {
-    /// Of this notification alone.
-    notification: Option<String>,
-    /// Over this channel alone: `name`, or `namespace/name`.
-    channel: Option<String>,
-}
-
-/// One step of a delivery, as it happens.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Outcome {
-    /// When.
-    #[schema(value_type = String, format = DateTime)]
-    pub at: Timestamp,
-    /// The notification.
-    pub notification: String,
-    /// The delivery.
-    pub delivery: String,
-    /// Its channel, `namespace/name`.
-    pub channel: String,
-    /// Its class.
-    #[schema(schema_with = schema::priority)]
-    pub priority: Priority,
-    /// `sent`, `retrying`, `returned`, `failed`, `unknown`, `expired`, `cancelled` or `suppressed`.
-    pub step: String,
-    /// Its round.
-    pub round: u16,
-    /// Its attempt.
-    pub attempt: u16,
-    /// Why, if it was not sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// The provider that sent or refused it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider: Option<String>,
-    /// When it is tried again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub due_at: Option<Timestamp>,
-}
-
-impl Outcome {
-    fn new(channel: &str, event: &Event) -> Self {
-        let (step, error, due) = match &event.step {
-            Step::Sent { .. } => ("sent", None, None),
-            Step::Retrying { error, due } => ("retrying", Some(error), Some(*due)),
-            Step::Returned { error, due, .. } => ("returned", Some(error), Some(*due)),
-            Step::Failed { error, .. } => ("failed", Some(error), None),
-            Step::Unknown { error } => ("unknown", Some(error), None),
-            Step::Expired => ("expired", None, None),
-            Step::Cancelled => ("cancelled", None, None),
-            Step::Suppressed { .. } => ("suppressed", None, None),
-        };
-        let reason = match &event.step {
-            Step::Suppressed { reason } => Some(reason.to_string()),
-            _ => error.map(|error| error.reason.to_string()),
-        };
-        let provider = match &event.step {
-            Step::Sent { provider, .. } => Some(provider.to_string()),
-            _ => error.and_then(|error| error.provider.as_deref().map(str::to_owned)),
-        };
-        Self {
-            at: event.at,
-            notification: event.notification.to_string(),
-            delivery: event.delivery.to_string(),
-            channel: channel.to_owned(),
-            priority: event.priority,
-            step: step.to_owned(),
-            round: event.round,
-            attempt: event.attempt,
-            reason,
-            provider,
-            due_at: due,
-        }
-    }
-}
-
-/// Follow outcomes as they are recorded (server-sent events).
-///
-/// Each event is named `outcome` and carries one step of a delivery. The stream begins now; who falls behind gets an
-/// event `lagged` with the number of outcomes it missed, which the lists of deliveries still have.
-#[utoipa::path(
-    get, path = "/v1/namespaces/{ns}/events", tag = "History",
-    params(("ns" = String, Path, description = "Namespace"), EventsQuery),
-    responses((status = 200, content_type = "text/event-stream", body = Outcome))
-)]
-async fn events(
-    State(api): State<Arc<Api>>,
-    Path(namespace): Path<String>,
-    caller: Caller,
-    Params(query): Params<EventsQuery>,
-) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>> + use<>>, Problem> {
-    caller.require(Scope::NotificationsRead)?;
-    let Ok(open) = Arc::clone(&api.streams).try_acquire_owned() else {
-        return Err(Problem::new(
-            Kind::Unavailable,
-            format!("{STREAMS} streams are open already"),
-        )
-        .retry_after(Duration::from_secs(10)));
-    };
-    let notification = query
-        .notification
-        .as_deref()
-        .map(notification_id)
-        .transpose()?;
-    let channel = query.channel.map(|name| full_name(&namespace, &name));
-    let filter = Filter {
-        api: Arc::clone(&api),
-        namespace: namespace.into(),
-        notification,
-        channel,
-        known: std::collections::HashMap::new(),
-    };
-    let outcomes = BroadcastStream::new(api.outcomes.subscribe());
-    let stream = futures::stream::unfold((outcomes, filter), |(mut outcomes, mut filter)| async {
-        loop {
-            let event = match outcomes.next().await? {
-                Ok(outcome) => {
-                    if !filter.lets_pass(&outcome.0, &outcome.1).await {
-                        continue;
-                    }
-                    let outcome = Outcome::new(&outcome.0, &outcome.1);
-                    SseEvent::default().event("outcome").json_data(outcome)
-                }
-                Err(BroadcastStreamRecvError::Lagged(missed)) => {
-                    Ok(SseEvent::default().event("lagged").data(missed.to_string()))
-                }
-            };
-            if let Ok(event) = event {
-                return Some((Ok(event), (outcomes, filter)));
-            }
-        }
-    });
-    let stream = stream.map(move |event| {
-        // The place is kept as long as the stream is open.
-        let _ = &open;
-        event
-    });
-    let beat = KeepAlive::new().interval(Duration::from_secs(15));
-    Ok(Sse::new(stream).keep_alive(beat))
-}
-
-/// Places for streams.
-pub(super) fn streams() -> Arc<tokio::sync::Semaphore> {
-    Arc::new(tokio::sync::Semaphore::new(STREAMS))
-}
-
-/// Notifications whose namespace a stream remembers.
-const KNOWN: usize = 1024;
-
-/// What one stream shows.
-struct Filter {
-    api: Arc<Api>,
-    namespace: Arc<str>,
-    notification: Option<NotificationId>,
-    channel: Option<String>,
-    /// Whether a notification is of this namespace.
-    known: std::collections::HashMap<NotificationId, bool>,
-}
-
-impl Filter {
-    /// Whether the stream shows this. An event does not say its notification's namespace, so the store is asked, once.
-    async fn lets_pass(&mut self, channel: &str, event: &Event) -> bool {
-        if self.notification.is_some_and(|id| id != event.notification)
-            || self.channel.as_deref().is_some_and(|name| name != channel)
-        {
-            return false;
-        }
-        if let Some(known) = self.known.get(&event.notification) {
-            return *known;
-        }
-        let ids = [event.notification];
-        let Ok(found) = self.api.store.requests(&ids).await else {
-            return false;
-        };
-        let Some(request) = found.first() else {
-            return false;
-        };
-        let is_ours = request.namespace == self.namespace;
-        if self.known.len() >= KNOWN {
-            self.known.clear();
-        }
-        self.known.insert(event.notification, is_ours);
-        is_ours
-    }
 }
 
 /// Reads an id.

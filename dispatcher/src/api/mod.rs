@@ -4,7 +4,7 @@
 //!
 //! - [`problem`]: what a caller is told when it does not get what it asked for.
 //! - [`auth`]: who calls. [`page`]: lists and queries. [`body`]: bodies.
-//! - [`sending`], [`dry_run`]: sending. [`history`]: what became of it. [`orders`]: cancel, prioritize, confirm, dead letters.
+//! - [`sending`], [`dry_run`]: sending. [`history`]: what became of it. [`stream`]: that as it happens. [`orders`]: cancel, prioritize, confirm, dead letters.
 //! - [`declared`], [`preview`]: the four resources. [`people`]: recipients, members, suppressions.
 //! - [`view`], [`schema`]: what callers see. [`docs`]: OpenAPI. [`probes`]: health and metrics. [`serve`]: connections.
 //!
@@ -27,6 +27,7 @@ pub mod problem;
 pub mod schema;
 pub mod sending;
 pub mod serve;
+pub mod stream;
 pub mod view;
 
 use std::any::Any;
@@ -49,6 +50,7 @@ pub use page::{PageOf, Params};
 pub use problem::{FieldError, Kind, Problem};
 
 use crate::accept::Accept;
+use crate::broker::Broker;
 use crate::catalog::Catalog;
 use crate::deliver::load::Loads;
 use crate::fanout::definitions::Definitions;
@@ -71,6 +73,8 @@ pub struct Api {
     pub accept: Arc<Accept>,
     /// What is declared.
     pub catalog: Arc<dyn Catalog>,
+    /// What moves: the stream of outcomes reads along.
+    pub broker: Arc<dyn Broker>,
     /// History, people, definitions.
     pub store: Arc<dyn Store>,
     /// Definitions ready to render from.
@@ -81,7 +85,7 @@ pub struct Api {
     pub control: Arc<dyn Control>,
     /// What changes what is declared; `None`: it cannot be changed over HTTP.
     pub editor: Option<Arc<dyn Editor>>,
-    /// Outcomes as they are recorded, each with its channel.
+    /// Outcomes as they are recorded, each with its channel, for those who wait for an end.
     pub outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -94,7 +98,7 @@ pub struct Api {
 impl Api {
     /// As many places for streams of outcomes as there should be.
     pub fn stream_places() -> Arc<Semaphore> {
-        history::streams()
+        stream::places()
     }
 }
 
@@ -124,6 +128,7 @@ pub fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
     let (router, mut openapi) = OpenApiRouter::new()
         .merge(sending::routes())
         .merge(history::routes())
+        .merge(stream::routes())
         .merge(orders::routes())
         .merge(declared::routes())
         .merge(people::routes())

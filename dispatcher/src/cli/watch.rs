@@ -10,7 +10,7 @@ use reqwest::{Method, Response};
 use super::client::{Client, ClientError, Connection};
 use super::table::{BUSY, Output, PLAIN};
 use super::{BAD, BOLD, CliError, DIM, GOOD, harmless, paint, status};
-use crate::api::history::Outcome;
+use crate::api::stream::Outcome;
 
 /// Most bytes of one event.
 const LONGEST_EVENT: usize = 1024 * 1024;
@@ -24,8 +24,8 @@ const SILENCE: Duration = Duration::from_secs(45);
 /// What its help says.
 pub(super) const HELP: &str = "\
 Shows what happens to deliveries, as it happens, until Ctrl-C.\n\n\
-It begins now, and after a lost connection begins again: what was missed is in the history, which `herald status` \
-shows.\n\n\
+It begins now, and goes on where it was after a connection that was lost for up to a quarter of an hour; what it misses \
+else is in the history, which `herald status` shows.\n\n\
 Examples:
   herald watch
   herald watch --channel mail
@@ -57,16 +57,20 @@ pub(super) async fn run(args: Args, out: &mut dyn Write) -> Result<ExitCode, Cli
         connection,
     } = args;
     let client = Client::new(connection).map_err(CliError::Ask)?;
-    let question: Vec<_> = [("notification", notification), ("channel", channel)]
+    let mut question: Vec<_> = [("notification", notification), ("channel", channel)]
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| (name, value)))
         .collect();
     let zone = TimeZone::system();
     let mut stream = open(&client, &question).await.map_err(CliError::Ask)?;
     loop {
-        follow(&mut stream, output, &zone, out)
+        let last = follow(&mut stream, output, &zone, out)
             .await
             .map_err(CliError::Print)?;
+        if let Some(id) = last {
+            question.retain(|(name, _)| *name != "after");
+            question.push(("after", id));
+        }
         anstream::eprintln!("{}", paint(DIM, "the connection was lost; trying again"));
         stream = loop {
             tokio::time::sleep(PAUSE).await;
@@ -90,13 +94,13 @@ async fn open(client: &Client, question: &[(&str, String)]) -> Result<Response, 
         .await
 }
 
-/// Writes what comes until the stream ends.
+/// Writes what comes until the stream ends; answers the last id that came.
 async fn follow(
     stream: &mut Response,
     output: Output,
     zone: &TimeZone,
     out: &mut dyn Write,
-) -> std::io::Result<()> {
+) -> std::io::Result<Option<String>> {
     let mut events = Events::default();
     while let Ok(Ok(Some(chunk))) = tokio::time::timeout(SILENCE, stream.chunk()).await {
         for event in events.take(&chunk) {
@@ -104,7 +108,7 @@ async fn follow(
         }
         out.flush()?;
     }
-    Ok(())
+    Ok(events.id)
 }
 
 fn write(
@@ -115,7 +119,10 @@ fn write(
 ) -> std::io::Result<()> {
     match event.name.as_str() {
         "lagged" => {
-            let missed = format!("{} outcomes were missed: the history has them", event.data);
+            let missed = format!(
+                "outcomes since {} may be missing here: the history has them",
+                event.data
+            );
             anstream::eprintln!("{}", paint(DIM, &harmless(&missed)));
             Ok(())
         }
@@ -164,13 +171,15 @@ struct Event {
     data: String,
 }
 
-/// Takes a stream of server-sent events apart (WHATWG HTML, 9.2.6), without ids and retry times, which are not used.
+/// Takes a stream of server-sent events apart (WHATWG HTML, 9.2.6), without retry times, which are not used.
 #[derive(Debug, Default)]
 struct Events {
     /// What has come of a line that has not ended.
     rest: Vec<u8>,
     /// What has come of an event that has not ended.
     event: Event,
+    /// The id that came last, with an event or by itself.
+    id: Option<String>,
     /// The last byte was a carriage return: a line feed that follows belongs to it.
     after_return: bool,
 }
@@ -207,6 +216,7 @@ impl Events {
         let value = value.strip_prefix(' ').unwrap_or(value);
         match name {
             "event" => value.clone_into(&mut self.event.name),
+            "id" => self.id = Some(value.to_owned()),
             "data" if self.event.data.len() + value.len() <= LONGEST_EVENT => {
                 if !self.event.data.is_empty() {
                     self.event.data.push('\n');
@@ -247,6 +257,7 @@ mod tests {
                     .flat_map(|chunk| events.take(chunk))
                     .collect();
                 assert_eq!(got, expected, "in pieces of {size}");
+                assert_eq!(events.id.as_deref(), Some("7"), "in pieces of {size}");
             }
         }
     }

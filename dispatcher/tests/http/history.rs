@@ -1,7 +1,11 @@
 //! Asking what became of it.
 
+use std::pin::Pin;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -65,27 +69,118 @@ async fn what_is_of_one_namespace_is_unknown_in_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_are_streamed_as_they_happen() {
     let server = Server::start().await;
-    let stream = server.request(Method::GET, "events").send().await.unwrap();
-    assert_eq!(stream.headers()["content-type"], "text/event-stream");
-    let mut stream = stream.bytes_stream();
+    let mut stream = Stream::open(&server, "events").await;
     let body = order(&json!([{"address": {"email": "alice@shop.example"}}]));
     let accepted = server.send(&body).await.expect(StatusCode::ACCEPTED);
-    let mut text = String::new();
-    let read = async {
-        while !text.contains("\n\n") {
-            text.push_str(str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), read)
-        .await
-        .unwrap();
-    assert!(text.contains("event: outcome"), "{text}");
-    let data = text
-        .lines()
-        .find_map(|line| line.strip_prefix("data: "))
-        .unwrap();
-    let outcome: Value = serde_json::from_str(data).unwrap();
+    let outcome = stream.outcome().await;
     assert_eq!(outcome["notification"], accepted["id"]);
     assert_eq!(outcome["step"], "sent");
     assert_eq!(outcome["channel"], "shop/mail");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_where_an_earlier_one_was() {
+    let server = Server::start().await;
+    let send = async || {
+        let body = order(&json!([{"address": {"email": "alice@shop.example"}}]));
+        let accepted = server.send(&body).await.expect(StatusCode::ACCEPTED);
+        let id = accepted["id"].as_str().unwrap().to_owned();
+        server.get(&format!("notifications/{id}?wait=20s")).await;
+        id
+    };
+    let mut first = Stream::open(&server, "events").await;
+    first.block().await;
+    let at_the_beginning = first.id.clone().unwrap();
+    let mut sent = vec![send().await];
+    first.outcome().await;
+    let after_the_first = first.id.clone().unwrap();
+    drop(first);
+    // Nobody listens.
+    sent.push(send().await);
+    sent.push(send().await);
+
+    let mut again = Stream::open(&server, &format!("events?after={after_the_first}")).await;
+    for id in &sent[1..] {
+        assert_eq!(again.outcome().await["notification"], **id);
+    }
+    let all = server.request(Method::GET, "events");
+    let all = all.header("Last-Event-ID", at_the_beginning);
+    let mut all = Stream::from(all.send().await.unwrap());
+    for id in &sent {
+        assert_eq!(all.outcome().await["notification"], **id);
+    }
+    sent.push(send().await);
+    for stream in [&mut again, &mut all] {
+        assert_eq!(stream.outcome().await["notification"], sent[3], "and on");
+    }
+
+    let refused = server.request(Method::GET, "events?after=yesterday");
+    let refused = refused.send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_too_late_is_told_since_when() {
+    let server = Server::start().await;
+    let long_ago = URL_SAFE_NO_PAD.encode(r#"{"at": 1000000000, "read": {}}"#);
+    let mut stream = Stream::open(&server, &format!("events?after={long_ago}")).await;
+    let block = stream.block().await;
+    assert_eq!(block, "event: lagged\ndata: 2001-09-09T01:46:40Z");
+}
+
+/// A stream of server-sent events.
+struct Stream {
+    bytes: Pin<Box<dyn futures::Stream<Item = reqwest::Result<Bytes>> + Send>>,
+    text: String,
+    /// The id that came last.
+    id: Option<String>,
+}
+
+impl Stream {
+    async fn open(server: &Server, path: &str) -> Self {
+        let answer = server.request(Method::GET, path).send().await.unwrap();
+        Self::from(answer)
+    }
+
+    fn from(answer: reqwest::Response) -> Self {
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        Self {
+            bytes: Box::pin(answer.bytes_stream()),
+            text: String::new(),
+            id: None,
+        }
+    }
+
+    /// What comes up to the next empty line.
+    async fn block(&mut self) -> String {
+        let read = async {
+            loop {
+                if let Some((block, rest)) = self.text.split_once("\n\n") {
+                    let block = block.to_owned();
+                    self.text = rest.to_owned();
+                    let id = block.lines().find_map(|line| line.strip_prefix("id: "));
+                    self.id = id.map(str::to_owned).or(self.id.take());
+                    return block;
+                }
+                let bytes = self.bytes.next().await.unwrap().unwrap();
+                self.text.push_str(str::from_utf8(&bytes).unwrap());
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .unwrap()
+    }
+
+    /// The next outcome.
+    async fn outcome(&mut self) -> Value {
+        loop {
+            let block = self.block().await;
+            if block.contains("event: outcome") {
+                let mut lines = block.lines();
+                let data = lines.find_map(|line| line.strip_prefix("data: "));
+                return serde_json::from_str(data.unwrap()).unwrap();
+            }
+        }
+    }
 }

@@ -247,6 +247,7 @@ impl Server {
             keys: Keys::new(Arc::clone(store) as _, &[everything]),
             accept,
             catalog: Arc::clone(catalog) as _,
+            broker: Arc::clone(broker),
             store: Arc::clone(store) as _,
             definitions: Arc::new(Definitions::new(
                 Arc::clone(store) as _,

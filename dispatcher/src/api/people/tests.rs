@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::super::serve::serve;
 use super::super::{Api, ChannelTest, Control, Keys, described, router};
 use crate::accept::{Accept, Idle, Parts, SenderRate};
+use crate::broker::Broker;
 use crate::broker::embedded::{self, EmbeddedBroker};
 use crate::catalog::{Catalog, Snapshot};
 use crate::deliver::load::Loads;
@@ -109,8 +110,9 @@ impl Server {
         let broker = EmbeddedBroker::open(&folder.path().join("broker.db"), options).await;
         let catalog: Arc<dyn Catalog> = Arc::new(Declared::new());
         let metrics = Arc::new(Metrics::default());
+        let broker: Arc<dyn Broker> = Arc::new(broker.unwrap());
         let accept = Accept::new(Parts {
-            broker: Arc::new(broker.unwrap()),
+            broker: Arc::clone(&broker),
             catalog: Arc::clone(&catalog),
             store: Arc::clone(&dyn_store),
             load: Arc::new(Idle),
@@ -143,6 +145,7 @@ impl Server {
             accept: Arc::new(accept),
             catalog: Arc::clone(&catalog),
             definitions: Arc::new(Definitions::new(Arc::clone(&dyn_store), catalog)),
+            broker,
             store: dyn_store,
             loads: Arc::<Loads>::default(),
             control: Arc::new(NoOrders),

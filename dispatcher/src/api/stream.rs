@@ -1,0 +1,490 @@
+//! The stream of outcomes: what the channels' events say of deliveries, as it comes, and again from where a reader was.
+//!
+//! A stream reads along on the events topic of every channel that may carry notifications of its namespace, as the pods
+//! do. So it sees the same whichever gateway serves it, a slow reader holds back nobody, and a reader that was gone goes
+//! on where it was, for as long as the broker keeps events.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::sse::{Event as SseEvent, Sse};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::stream::{BoxStream, SelectAll};
+use futures::{Stream, StreamExt as _};
+use herald_crds::{Priority, names};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::history::{full_name, notification_id};
+use super::{Api, Caller, Kind, Params, Problem, schema};
+use crate::accept::Scope;
+use crate::broker::{Broker, BrokerError, MessageId, Tail};
+use crate::catalog::{FullName, Snapshot};
+use crate::id::NotificationId;
+use crate::message::{self, Event, Events, Step};
+
+/// Streams of outcomes that may be open at a time.
+const STREAMS: usize = 64;
+
+/// Notifications whose namespace a stream remembers.
+const KNOWN: usize = 1024;
+
+/// How often a stream that has nothing to say says where it is.
+const BEAT: Duration = Duration::from_secs(15);
+
+/// For so long, at least, events are kept: a little less than the horizon of the broker.
+const KEPT: Duration = Duration::from_mins(14);
+
+/// The longest place that a reader may come back with.
+const LONGEST_PLACE: usize = 8 * 1024;
+
+/// How long to wait before what failed is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a notification is looked for that the store does not know yet, [`SOON`] after each other.
+const LOOKS: usize = 10;
+
+/// See [`LOOKS`].
+const SOON: Duration = Duration::from_millis(50);
+
+/// The call that follows outcomes.
+pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(events))
+}
+
+/// Places for streams.
+pub(super) fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(STREAMS))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct EventsQuery {
+    /// Of this notification alone.
+    notification: Option<String>,
+    /// Over this channel alone: `name`, or `namespace/name`.
+    channel: Option<String>,
+    /// Go on after the event with this `id`, or say so in the header `Last-Event-ID`, as browsers do. Default: now.
+    after: Option<String>,
+}
+
+/// One step of a delivery, as it happens.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The notification.
+    pub notification: String,
+    /// The delivery.
+    pub delivery: String,
+    /// Its channel, `namespace/name`.
+    pub channel: String,
+    /// Its class.
+    #[schema(schema_with = schema::priority)]
+    pub priority: Priority,
+    /// `sent`, `retrying`, `returned`, `failed`, `unknown`, `expired`, `cancelled` or `suppressed`.
+    pub step: String,
+    /// Its round.
+    pub round: u16,
+    /// Its attempt.
+    pub attempt: u16,
+    /// Why, if it was not sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The provider that sent or refused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub due_at: Option<Timestamp>,
+}
+
+impl Outcome {
+    fn new(channel: &str, event: &Event) -> Self {
+        let (step, error, due) = match &event.step {
+            Step::Sent { .. } => ("sent", None, None),
+            Step::Retrying { error, due } => ("retrying", Some(error), Some(*due)),
+            Step::Returned { error, due, .. } => ("returned", Some(error), Some(*due)),
+            Step::Failed { error, .. } => ("failed", Some(error), None),
+            Step::Unknown { error } => ("unknown", Some(error), None),
+            Step::Expired => ("expired", None, None),
+            Step::Cancelled => ("cancelled", None, None),
+            Step::Suppressed { .. } => ("suppressed", None, None),
+        };
+        let reason = match &event.step {
+            Step::Suppressed { reason } => Some(reason.to_string()),
+            _ => error.map(|error| error.reason.to_string()),
+        };
+        let provider = match &event.step {
+            Step::Sent { provider, .. } => Some(provider.to_string()),
+            _ => error.and_then(|error| error.provider.as_deref().map(str::to_owned)),
+        };
+        Self {
+            at: event.at,
+            notification: event.notification.to_string(),
+            delivery: event.delivery.to_string(),
+            channel: channel.to_owned(),
+            priority: event.priority,
+            step: step.to_owned(),
+            round: event.round,
+            attempt: event.attempt,
+            reason,
+            provider,
+            due_at: due,
+        }
+    }
+}
+
+/// Follow outcomes as they happen (server-sent events).
+///
+/// Each event is named `outcome` and carries one step of a delivery. The stream begins now, or with `after` where an
+/// earlier one was: its `id` comes with an outcome, and by itself at the beginning and every 15 s. What was sent with
+/// the last id or after it may come again, and nothing is left out for as long as events are kept, a quarter of an hour;
+/// who comes back later gets an event `lagged` first, with the time since which outcomes may be missing here. The lists
+/// of deliveries have them.
+#[utoipa::path(
+    get, path = "/v1/namespaces/{ns}/events", tag = "History",
+    params(
+        ("ns" = String, Path, description = "Namespace"),
+        EventsQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The same as `after`, which has precedence"),
+    ),
+    responses((status = 200, content_type = "text/event-stream", body = Outcome))
+)]
+async fn events(
+    State(api): State<Arc<Api>>,
+    Path(namespace): Path<String>,
+    caller: Caller,
+    headers: HeaderMap,
+    Params(query): Params<EventsQuery>,
+) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>> + use<>>, Problem> {
+    caller.require(Scope::NotificationsRead)?;
+    let Ok(open) = Arc::clone(&api.streams).try_acquire_owned() else {
+        return Err(Problem::new(
+            Kind::Unavailable,
+            format!("{STREAMS} streams are open already"),
+        )
+        .retry_after(Duration::from_secs(10)));
+    };
+    let notification = query
+        .notification
+        .as_deref()
+        .map(notification_id)
+        .transpose()?;
+    let channel = query.channel.map(|name| full_name(&namespace, &name));
+    let after = query.after.as_deref().or_else(|| {
+        let header = headers.get("last-event-id")?.to_str().ok()?;
+        Some(header).filter(|header| !header.is_empty())
+    });
+    let after =
+        match after {
+            Some(text) => Some(Position::read(text).ok_or_else(|| {
+                Problem::query("after", "is not the id of an event of this stream")
+            })?),
+            None => None,
+        };
+    let mut reader = Reader {
+        changes: api.catalog.changes(),
+        api,
+        namespace: namespace.into(),
+        notification,
+        channel,
+        position: Position::default(),
+        tails: SelectAll::new(),
+        known: HashMap::new(),
+        next: VecDeque::new(),
+        beat: interval_at(Instant::now() + BEAT, BEAT),
+    };
+    reader
+        .beat
+        .set_missed_tick_behavior(MissedTickBehavior::Delay);
+    reader.begin(after).await?;
+    let stream = futures::stream::unfold((reader, open), |(mut reader, open)| async {
+        let event = reader.next().await?;
+        // The place among the streams is kept as long as this one is open.
+        Some((Ok(event), (reader, open)))
+    });
+    Ok(Sse::new(stream))
+}
+
+/// Where a reader is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Position {
+    /// When it was there, in seconds since 1970.
+    at: i64,
+    /// Of each channel, the message of its events that was read last; `None`: there was none.
+    read: BTreeMap<FullName, Option<u64>>,
+}
+
+impl Position {
+    /// Takes an event's id apart; `None`: it is none.
+    fn read(text: &str) -> Option<Self> {
+        if text.len() > LONGEST_PLACE {
+            return None;
+        }
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
+    }
+
+    /// As the id of an event. `None`: over so many channels it is too long, and nobody can come back to it.
+    fn id(&mut self) -> Option<String> {
+        self.at = Timestamp::now().as_second();
+        let id = URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).ok()?);
+        (id.len() <= LONGEST_PLACE).then_some(id)
+    }
+}
+
+/// One message of a channel's events.
+type Read = (FullName, MessageId, Events);
+
+/// One stream.
+struct Reader {
+    api: Arc<Api>,
+    namespace: Arc<str>,
+    /// Of this notification alone.
+    notification: Option<NotificationId>,
+    /// Over this channel alone.
+    channel: Option<String>,
+    changes: watch::Receiver<Arc<Snapshot>>,
+    position: Position,
+    tails: SelectAll<BoxStream<'static, Read>>,
+    /// Whether a notification is of this namespace.
+    known: HashMap<NotificationId, bool>,
+    /// What is said next.
+    next: VecDeque<SseEvent>,
+    beat: Interval,
+}
+
+impl Reader {
+    /// Begins after a position, or now.
+    async fn begin(&mut self, after: Option<Position>) -> Result<(), Problem> {
+        let declared = Arc::clone(&self.changes.borrow_and_update());
+        if let Some(after) = after {
+            let at = Timestamp::from_second(after.at).unwrap_or_default();
+            if Timestamp::now().duration_since(at).unsigned_abs() > KEPT {
+                let lagged = SseEvent::default().event("lagged").data(at.to_string());
+                self.next.push_back(lagged);
+            }
+            self.position = after;
+        } else {
+            for channel in self.channels(&declared) {
+                let last = self
+                    .api
+                    .broker
+                    .last_message_id(&names::events(&channel))
+                    .await;
+                let last = last.map_err(|error| {
+                    tracing::warn!(%error, "a stream of outcomes cannot begin");
+                    Problem::new(Kind::Unavailable, "the queue does not answer").retry_after(PAUSE)
+                })?;
+                self.position.read.insert(channel, last.map(|id| id.0));
+            }
+        }
+        let known = std::mem::take(&mut self.position.read);
+        for channel in self.channels(&declared) {
+            self.follow(channel.clone(), known.get(&channel).copied().flatten());
+        }
+        self.say_where();
+        Ok(())
+    }
+
+    /// The channels that may carry what it shows.
+    fn channels(&self, declared: &Snapshot) -> Vec<FullName> {
+        let may_carry = |name: &FullName, open: bool| match &self.channel {
+            Some(only) => **name == **only,
+            None => open || name.split('/').next() == Some(&*self.namespace),
+        };
+        let channels = declared.channels.iter();
+        channels
+            .filter(|(name, channel)| may_carry(name, channel.spec.allowed_namespaces.is_some()))
+            .map(|(name, _)| Arc::clone(name))
+            .collect()
+    }
+
+    /// Reads along on a channel's events.
+    fn follow(&mut self, channel: FullName, after: Option<u64>) {
+        self.position.read.insert(Arc::clone(&channel), after);
+        let tail = tail(Arc::clone(&self.api.broker), channel, after.map(MessageId));
+        self.tails.push(tail.boxed());
+    }
+
+    /// The next event; `None`: there will be none.
+    async fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            if let Some(event) = self.next.pop_front() {
+                return Some(event);
+            }
+            tokio::select! {
+                read = self.tails.next(), if !self.tails.is_empty() => {
+                    let (channel, id, events) = read?;
+                    self.show(channel, id, events).await;
+                }
+                changed = self.changes.changed() => {
+                    changed.ok()?;
+                    let declared = Arc::clone(&self.changes.borrow_and_update());
+                    for channel in self.channels(&declared) {
+                        if !self.position.read.contains_key(&channel) {
+                            // It is new to this stream, so whatever it carried for this namespace is.
+                            self.follow(channel, None);
+                        }
+                    }
+                }
+                _ = self.beat.tick() => self.say_where(),
+            }
+        }
+    }
+
+    fn say_where(&mut self) {
+        let event = SseEvent::default();
+        self.next.push_back(match self.position.id() {
+            Some(id) => event.id(id),
+            None => event.comment(""),
+        });
+    }
+
+    /// Says what a message tells of this stream's deliveries.
+    async fn show(&mut self, channel: FullName, id: MessageId, events: Events) {
+        self.learn(&events).await;
+        let mut shown = Vec::new();
+        for event in events.outcomes.iter().filter(|event| self.is_meant(event)) {
+            if self.known.get(&event.notification) == Some(&true) {
+                shown.push(Outcome::new(&channel, event));
+            }
+        }
+        // Who comes back has the last id that was said: so it stands where the whole message was.
+        self.position.read.insert(channel, Some(id.0));
+        let last = shown.len().saturating_sub(1);
+        for (index, outcome) in shown.into_iter().enumerate() {
+            let Ok(mut event) = SseEvent::default().event("outcome").json_data(outcome) else {
+                continue;
+            };
+            if index == last
+                && let Some(id) = self.position.id()
+            {
+                event = event.id(id);
+            }
+            self.next.push_back(event);
+        }
+    }
+
+    fn is_meant(&self, event: &Event) -> bool {
+        self.notification.is_none_or(|id| id == event.notification)
+    }
+
+    /// Finds out which notifications are of this namespace: their outcomes do not say so. What was fanned out without
+    /// SQL says it itself, since the store may not have it yet; the store is asked about the others.
+    async fn learn(&mut self, events: &Events) {
+        if self.known.len() + events.direct.len() + events.outcomes.len() > KNOWN {
+            self.known.clear();
+        }
+        for direct in &events.direct {
+            let is_ours = direct.request.namespace == self.namespace;
+            self.known.insert(direct.request.id, is_ours);
+        }
+        let mut unknown: Vec<NotificationId> = events
+            .outcomes
+            .iter()
+            .filter(|event| self.is_meant(event))
+            .map(|event| event.notification)
+            .filter(|id| !self.known.contains_key(id))
+            .collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        let mut looks = 0;
+        while !unknown.is_empty() && looks < LOOKS {
+            match self.api.store.requests(&unknown).await {
+                Ok(found) => {
+                    for request in found {
+                        let is_ours = request.namespace == self.namespace;
+                        self.known.insert(request.id, is_ours);
+                    }
+                    unknown.retain(|id| !self.known.contains_key(id));
+                    looks += 1;
+                    if !unknown.is_empty() {
+                        sleep(SOON).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a stream of outcomes waits for the store");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// What is read of a channel's events; ends with the broker.
+fn tail(
+    broker: Arc<dyn Broker>,
+    channel: FullName,
+    after: Option<MessageId>,
+) -> impl Stream<Item = Read> + Send + 'static {
+    let open: Option<Box<dyn Tail>> = None;
+    futures::stream::unfold(
+        (broker, channel, after, open),
+        |(broker, channel, mut after, mut open)| async move {
+            let topic = names::events(&channel);
+            loop {
+                let read = match &mut open {
+                    Some(tail) => tail.next().await.map(Some),
+                    None => broker.tail(&topic, after).await.map(|tail| {
+                        open = Some(tail);
+                        None
+                    }),
+                };
+                match read {
+                    Ok(None) => {}
+                    Ok(Some(message)) => {
+                        after = Some(message.id);
+                        // The recorder says so of what cannot be read.
+                        if let Ok(events) = message::decode(&message.payload) {
+                            let read = (Arc::clone(&channel), message.id, events);
+                            return Some((read, (broker, channel, after, open)));
+                        }
+                    }
+                    Err(BrokerError::Closed) => return None,
+                    Err(error) => {
+                        tracing::warn!(%channel, %error, "a stream of outcomes was interrupted, going on");
+                        open = None;
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_comes_back_from_its_id_and_anything_else_is_none() {
+        let mut position = Position::default();
+        position.read.insert("shop/mail".into(), Some(7));
+        position.read.insert("shop/hooks".into(), None);
+        let id = position.id().unwrap();
+        assert_eq!(Position::read(&id), Some(position.clone()));
+        for wrong in ["", "7", "e30", &id[1..], &"A".repeat(LONGEST_PLACE + 1)] {
+            assert_eq!(Position::read(wrong), None, "{wrong}");
+        }
+        for number in 0..1000 {
+            let name = format!("a-namespace/channel-{number}");
+            position.read.insert(name.into(), Some(number));
+        }
+        assert_eq!(position.id(), None, "too long to come back with");
+    }
+}
