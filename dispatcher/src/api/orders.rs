@@ -16,7 +16,8 @@ use super::history::{full_name, id, known, notification_id};
 use super::view::Delivery;
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page, schema};
 use crate::accept::Scope;
-use crate::store::DeadLetterFilter;
+use crate::id::DeliveryId;
+use crate::store::{DeadLetterFilter, Refusal};
 use crate::waiting::control::{ControlError, Reached as OrderReached};
 
 /// Most dead letters replayed or discarded at a time.
@@ -326,26 +327,70 @@ struct Changed {
     changed: u64,
 }
 
+/// What was replayed, and what was not.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct Replayed {
+    /// So many go out again; as many as `limit`: there may be more, ask again.
+    changed: u64,
+    /// Those that were meant and cannot go out again, oldest first, at most 1,000. They stay dead letters.
+    refused: Vec<NotReplayed>,
+}
+
+/// A dead letter that cannot go out again.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct NotReplayed {
+    /// The delivery.
+    delivery: String,
+    /// `cancelled`, or `sensitive`: its parameters were blanked.
+    reason: String,
+    /// The same for people.
+    detail: String,
+}
+
+impl NotReplayed {
+    fn new((delivery, refusal): &(DeliveryId, Refusal)) -> Self {
+        let (reason, detail) = match refusal {
+            Refusal::CalledBack => ("cancelled", "its notification was cancelled"),
+            Refusal::Blanked => (
+                "sensitive",
+                "its notification has ended and had sensitive parameters, which were blanked: send it anew, or discard it",
+            ),
+        };
+        Self {
+            delivery: delivery.to_string(),
+            reason: reason.to_owned(),
+            detail: detail.to_owned(),
+        }
+    }
+}
+
 /// Replay dead letters: each is released again, with its next round.
+///
+/// Those of cancelled notifications are not, nor those with sensitive parameters once their notification has ended: what
+/// they would say is stored nowhere. The answer names them.
 #[utoipa::path(
     post, path = "/v1/namespaces/{ns}/dead-letters/replay", tag = "Dead letters",
     params(("ns" = String, Path, description = "Namespace")),
     request_body = DeadLetters,
-    responses((status = 200, body = Changed))
+    responses((status = 200, body = Replayed))
 )]
 async fn replay(
     State(api): State<Arc<Api>>,
     Path(namespace): Path<String>,
     caller: Caller,
     JsonBody(body): JsonBody<DeadLetters>,
-) -> Result<Json<Changed>, Problem> {
+) -> Result<Json<Replayed>, Problem> {
     caller.require(Scope::DeadLetters)?;
     let (filter, limit) = body.filter(&namespace)?;
     let now = Timestamp::now();
-    let changed = api.store.replay(&namespace, &filter, limit, now).await?;
+    let replayed = api.store.replay(&namespace, &filter, limit, now).await?;
     api.control.rows_changed();
-    tracing::info!(sender = %caller.0.name, changed, "dead letters were replayed");
-    Ok(Json(Changed { changed }))
+    let changed = replayed.count;
+    let refused: Vec<_> = replayed.refused.iter().map(NotReplayed::new).collect();
+    tracing::info!(
+        sender = %caller.0.name, changed, refused = refused.len(), "dead letters were replayed"
+    );
+    Ok(Json(Replayed { changed, refused }))
 }
 
 /// Discard dead letters: they stay failed, and are dead letters no more.

@@ -435,7 +435,7 @@ async fn attempts_that_are_used_up_make_a_dead_letter_that_a_replay_sends_in_its
         .replay("shop", &DeadLetterFilter::default(), 10, Timestamp::now())
         .await
         .unwrap();
-    assert_eq!(replayed, 1);
+    assert_eq!(replayed.count, 1);
     stages.pipeline.lanes.ready_everywhere();
     stages
         .wait(&id, |record| record.counts.get(&State::Sent) == Some(&1))

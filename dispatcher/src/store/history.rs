@@ -236,6 +236,24 @@ pub struct DeadLetterFilter {
     pub ids: Vec<DeliveryId>,
 }
 
+/// What became of a wish to replay dead letters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// So many go out again.
+    pub count: u64,
+    /// Those that were meant and cannot, oldest first, at most 1,000: they stay dead letters.
+    pub refused: Vec<(DeliveryId, Refusal)>,
+}
+
+/// Why a dead letter cannot be replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its notification was cancelled: nobody waits for it.
+    CalledBack,
+    /// Its notification has ended and had sensitive parameters, so that what it would say is stored nowhere.
+    Blanked,
+}
+
 /// A definition that was in force.
 #[derive(Debug, Clone)]
 pub struct DefinitionVersion {
@@ -303,14 +321,15 @@ pub trait HistoryStore {
         paging: &Paging,
     ) -> Result<Page<DeliveryRecord>, HistoryError>;
 
-    /// Releases dead letters again, each with its next round; answers how many. At most `limit` at a time, oldest first.
+    /// Releases dead letters again, each with its next round, and says which it cannot. At most `limit` at a time, oldest
+    /// first; those that it cannot release do not count.
     async fn replay(
         &self,
         namespace: &str,
         filter: &DeadLetterFilter,
         limit: usize,
         now: Timestamp,
-    ) -> Result<u64, StoreError>;
+    ) -> Result<Replayed, StoreError>;
 
     /// Lets dead letters rest: they stay failed and are dead letters no more; answers how many.
     async fn discard(

@@ -136,3 +136,28 @@ async fn a_dead_letter_is_listed_replayed_and_discarded() {
     assert_eq!(discarded.expect(StatusCode::OK)["changed"], 1);
     assert_eq!(list().await["items"], json!([]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_of_which_nothing_is_kept_is_not_replayed_and_the_answer_says_why() {
+    let server = Server::start().await;
+    let body = json!({
+        "template": "login-code",
+        "recipients": [{"address": {"email": "bad@shop.example"}}],
+        "parameters": {"code": "123456"},
+    });
+    let seen = server.send_and_wait(&body).await;
+    assert_eq!(seen["counts"], json!({"failed": 1}), "{seen:#}");
+    let replayed = server.post("dead-letters/replay", &json!({})).await;
+    let replayed = replayed.expect(StatusCode::OK);
+    assert_eq!(replayed["changed"], 0);
+    let refused = &replayed["refused"];
+    assert_eq!(refused.as_array().unwrap().len(), 1, "{replayed:#}");
+    assert_eq!(refused[0]["reason"], "sensitive");
+    let delivery = refused[0]["delivery"].as_str().unwrap();
+    let delivery = server.get(&format!("deliveries/{delivery}")).await;
+    let delivery = delivery.expect(StatusCode::OK);
+    assert_eq!(
+        (&delivery["round"], &delivery["state"]),
+        (&json!(0), &json!("failed"))
+    );
+}

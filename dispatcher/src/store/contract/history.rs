@@ -16,7 +16,7 @@ use crate::id::{DeliveryId, NotificationId};
 use crate::message::{Request, Step, Suppression};
 use crate::store::{
     DeadLetterFilter, HistoryError, HistoryStore, NewDelivery, NotificationFilter, Page, Paging,
-    State, TrailEntry, Turn, Waiting,
+    Refusal, Replayed, State, TrailEntry, Turn, Waiting,
 };
 
 /// What the contract is about, and what it needs to make something happen.
@@ -41,6 +41,7 @@ macro_rules! history_contract {
             a_replayed_dead_letter_is_ready_in_its_next_round,
             a_replayed_dead_letter_without_its_delivery_is_rendered_again,
             what_was_called_back_is_not_replayed,
+            what_was_blanked_is_not_replayed_and_stands_in_nobodys_way,
             a_discarded_dead_letter_stays_failed_and_is_none,
             definitions_in_force_are_told_newest_first,
         );
@@ -185,7 +186,8 @@ pub(crate) async fn another_namespace_is_told_nothing(store: &impl Told) {
             .items
             .is_empty()
     );
-    assert_eq!(store.replay(OTHER, &dead, 10, at(40)).await.unwrap(), 0);
+    let replayed = store.replay(OTHER, &dead, 10, at(40)).await.unwrap();
+    assert_eq!(replayed, Replayed::default());
     assert_eq!(store.discard(OTHER, &dead, 10, at(40)).await.unwrap(), 0);
 }
 
@@ -628,7 +630,7 @@ pub(crate) async fn a_replayed_dead_letter_is_ready_in_its_next_round(store: &im
     tell(store, outcomes).await;
     let everything = DeadLetterFilter::default();
     let replayed = store.replay(SHOP, &everything, 1, at(100)).await;
-    assert_eq!(replayed.unwrap(), 1, "no more than asked for");
+    assert_eq!(replayed.unwrap().count, 1, "no more than asked for");
     let expected = [(State::Failed, 1), (State::Queued, 1)];
     assert_eq!(counts(store, &request.id).await, BTreeMap::from(expected));
     let record = store
@@ -695,11 +697,19 @@ pub(crate) async fn a_replayed_dead_letter_without_its_delivery_is_rendered_agai
     .await;
     let everything = DeadLetterFilter::default();
     assert_eq!(
-        store.replay(SHOP, &everything, 10, at(30)).await.unwrap(),
+        store
+            .replay(SHOP, &everything, 10, at(30))
+            .await
+            .unwrap()
+            .count,
         1
     );
     assert_eq!(
-        store.replay(SHOP, &everything, 10, at(31)).await.unwrap(),
+        store
+            .replay(SHOP, &everything, 10, at(31))
+            .await
+            .unwrap()
+            .count,
         0
     );
     let again = release(store, 10, at(40)).await;
@@ -717,14 +727,65 @@ pub(crate) async fn what_was_called_back_is_not_replayed(store: &impl Told) {
     .await;
     store.cancel(&request.id, at(30)).await.unwrap();
     let everything = DeadLetterFilter::default();
+    let expected = Replayed {
+        count: 0,
+        refused: vec![(waiting[0].id, Refusal::CalledBack)],
+    };
     assert_eq!(
         store.replay(SHOP, &everything, 10, at(40)).await.unwrap(),
-        0
+        expected
     );
     assert_eq!(
         store.discard(SHOP, &everything, 10, at(40)).await.unwrap(),
         1
     );
+}
+
+pub(crate) async fn what_was_blanked_is_not_replayed_and_stands_in_nobodys_way(store: &impl Told) {
+    let sensitive = Request {
+        sensitive: true,
+        ..request("1")
+    };
+    let secret = out(store, &sensitive, 2).await;
+    tell(
+        store,
+        vec![event(&secret[0], 1, 20, failed(&secret[0], 1, false))],
+    )
+    .await;
+    let everything = DeadLetterFilter::default();
+    let replayed = store.replay(SHOP, &everything, 10, at(30)).await.unwrap();
+    let goes_on = Replayed {
+        count: 1,
+        refused: Vec::new(),
+    };
+    assert_eq!(replayed, goes_on, "as long as something of it is under way");
+
+    let again = release(store, 10, at(40)).await;
+    let outcomes = vec![
+        event(&again[0], 1, 50, failed(&again[0], 1, false)),
+        event(&secret[1], 1, 51, sent()),
+    ];
+    tell(store, outcomes).await;
+    let plain = out(store, &request("2"), 1).await;
+    tell(
+        store,
+        vec![event(&plain[0], 1, 60, failed(&plain[0], 1, false))],
+    )
+    .await;
+    let replayed = store.replay(SHOP, &everything, 1, at(70)).await.unwrap();
+    let expected = Replayed {
+        count: 1,
+        refused: vec![(secret[0].id, Refusal::Blanked)],
+    };
+    assert_eq!(replayed, expected);
+    let by_id = DeadLetterFilter {
+        ids: vec![secret[0].id],
+        ..DeadLetterFilter::default()
+    };
+    let replayed = store.replay(SHOP, &by_id, 10, at(80)).await.unwrap();
+    assert_eq!((replayed.count, replayed.refused.len()), (0, 1));
+    let dead = store.dead_letters(SHOP, &everything, &first(10)).await;
+    assert_eq!(dead.unwrap().items.len(), 1, "it stays one");
 }
 
 pub(crate) async fn a_discarded_dead_letter_stays_failed_and_is_none(store: &impl Told) {
@@ -746,7 +807,7 @@ pub(crate) async fn a_discarded_dead_letter_stays_failed_and_is_none(store: &imp
     );
     assert_eq!(
         store.replay(SHOP, &everything, 10, at(32)).await.unwrap(),
-        0
+        Replayed::default()
     );
     let found = store.dead_letters(SHOP, &everything, &first(10)).await;
     assert!(found.unwrap().items.is_empty());

@@ -17,7 +17,8 @@ use super::{
 use crate::id::{DeliveryId, NotificationId, order};
 use crate::store::{
     DeadLetterFilter, DefinitionVersion, DeliveryRecord, HistoryError, HistoryStore,
-    NotificationFilter, NotificationRecord, Page, Paging, State, StoreError, TrailEntry,
+    NotificationFilter, NotificationRecord, Page, Paging, Refusal, Replayed, State, StoreError,
+    TrailEntry,
 };
 
 /// A statement that answers notifications as [`notification_record`] reads them.
@@ -132,19 +133,44 @@ const DEAD_BY_ID: &str = select_deliveries!(
     "AND (d.ended_at, d.row) < (?7, ?8) ORDER BY d.ended_at DESC, d.row DESC LIMIT ?9"
 );
 
-/// Rows and their notifications' numbers, oldest first; `?7` 1: not those of cancelled notifications; `?8` limit.
+/// Of a dead letter: nobody waits for what was called back, and of what was sensitive nothing is kept once it has ended.
+macro_rules! cannot_be_replayed {
+    () => {
+        "(n.cancelled_at IS NOT NULL OR n.sensitive = 1 AND n.ended_at IS NOT NULL) "
+    };
+}
+
+/// Rows and their notifications' numbers, oldest first; `?7` 1: only those that can be replayed; `?8` limit.
 macro_rules! pick {
     ($($from:tt)*) => {
         concat!(
             "SELECT d.row, d.notification FROM ",
             $($from)*,
             dead!(),
-            "AND NOT (?7 AND n.cancelled_at IS NOT NULL) ORDER BY d.ended_at, d.row LIMIT ?8"
+            "AND NOT (?7 AND ",
+            cannot_be_replayed!(),
+            ") ORDER BY d.ended_at, d.row LIMIT ?8"
         )
     };
 }
 const PICK: &str = pick!("deliveries AS d ");
 const PICK_BY_ID: &str = pick!(by_ids!());
+
+/// Those that cannot be replayed, oldest first, and whether they were called back.
+macro_rules! refused {
+    ($($from:tt)*) => {
+        concat!(
+            "SELECT d.id, n.cancelled_at IS NOT NULL FROM ",
+            $($from)*,
+            dead!(),
+            "AND ?6 IS NOT NULL AND ",
+            cannot_be_replayed!(),
+            "ORDER BY d.ended_at, d.row LIMIT 1000"
+        )
+    };
+}
+const REFUSED: &str = refused!("deliveries AS d ");
+const REFUSED_BY_ID: &str = refused!(by_ids!());
 
 /// Keeps in the trail what rows say themselves about the life that is over: when they were released and how they ended.
 const KEEP_RELEASE: &str = "
@@ -327,6 +353,7 @@ impl SqliteStore {
 }
 
 /// A filter of dead letters, as statements take it.
+#[derive(Clone)]
 struct Dead {
     namespace: String,
     from: i64,
@@ -357,6 +384,33 @@ async fn pick(
         .await
         .map_err(failed)?;
     Ok(picked.into_iter().unzip())
+}
+
+/// Which dead letters cannot be replayed, and why.
+async fn refused(
+    connection: &mut SqliteConnection,
+    dead: Dead,
+) -> Result<Vec<(DeliveryId, Refusal)>, StoreError> {
+    let statement = if dead.by_id { REFUSED_BY_ID } else { REFUSED };
+    let rows: Vec<(Vec<u8>, bool)> = sqlx::query_as(statement)
+        .bind(dead.namespace)
+        .bind(dead.from)
+        .bind(dead.until)
+        .bind(dead.channel)
+        .bind(dead.reason)
+        .bind(dead.ids)
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    let refused = rows.into_iter().map(|(id, called_back)| {
+        let refusal = if called_back {
+            Refusal::CalledBack
+        } else {
+            Refusal::Blanked
+        };
+        Ok((delivery_id(&id)?, refusal))
+    });
+    refused.collect()
 }
 
 /// Does a statement to rows, given as JSON, at a time; the third parameter is a step's name.
@@ -595,17 +649,18 @@ impl HistoryStore for SqliteStore {
         filter: &DeadLetterFilter,
         limit: usize,
         now: Timestamp,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Replayed, StoreError> {
         let Some(dead) = self.dead(namespace, filter) else {
-            return Ok(0);
+            return Ok(Replayed::default());
         };
         let now = millis(now);
         self.write(move |c| {
             Box::pin(async move {
-                // Nobody waits for what was called back.
+                let refused = refused(c, dead.clone()).await?;
                 let (rows, seqs) = pick(c, dead, true, limit).await?;
+                let count = rows.len() as u64;
                 if rows.is_empty() {
-                    return Ok(0);
+                    return Ok(Replayed { count, refused });
                 }
                 let mut tally = Tally::default();
                 for seq in &seqs {
@@ -616,7 +671,7 @@ impl HistoryStore for SqliteStore {
                     apply(c, statement, &texts, now, "replayed").await?;
                 }
                 tally.apply(c).await?;
-                Ok(rows.len() as u64)
+                Ok(Replayed { count, refused })
             })
         })
         .await
@@ -749,6 +804,8 @@ mod tests {
             DEAD_BY_ID,
             PICK,
             PICK_BY_ID,
+            REFUSED,
+            REFUSED_BY_ID,
             KEEP_RELEASE,
             KEEP_FAILURE,
             REPLAY,
