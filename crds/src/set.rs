@@ -15,6 +15,17 @@ use crate::{
 /// A resource's namespace and name.
 pub type Key = (String, String);
 
+/// The labels of namespaces, by their names, as far as they are known.
+pub type NamespaceLabels = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The labels of a namespace: those that are known, and `kubernetes.io/metadata.name`, which every namespace has.
+pub fn labels_of(known: &NamespaceLabels, namespace: &str) -> BTreeMap<String, String> {
+    let mut labels = known.get(namespace).cloned().unwrap_or_default();
+    let name = "kubernetes.io/metadata.name".to_owned();
+    labels.insert(name, namespace.to_owned());
+    labels
+}
+
 /// A problem and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
@@ -39,9 +50,8 @@ pub struct ResourceSet {
     pub groups: BTreeMap<Key, RecipientGroup>,
     /// The Schedules.
     pub schedules: BTreeMap<Key, Schedule>,
-    /// Labels of namespaces, for Channels that allow some by label. Every namespace has `kubernetes.io/metadata.name`
-    /// anyway.
-    pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// Labels of namespaces, for Channels that allow some by label.
+    pub namespace_labels: NamespaceLabels,
     duplicates: Vec<(Kind, Key)>,
 }
 
@@ -125,7 +135,10 @@ impl ResourceSet {
                 found("/name", format!("there is no Channel {id}"));
                 continue;
             };
-            if !channel.spec.allows(home, &own.0, &self.labels_of(&own.0)) {
+            if !channel
+                .spec
+                .allows(home, &own.0, &labels_of(&self.namespace_labels, &own.0))
+            {
                 let message = format!(
                     "Channel {id} does not allow templates of namespace {}: see its spec.allowedNamespaces",
                     own.0
@@ -139,14 +152,6 @@ impl ResourceSet {
                 found("", message);
             }
         }
-    }
-
-    fn labels_of(&self, namespace: &str) -> BTreeMap<String, String> {
-        let known = self.namespace_labels.get(namespace);
-        let mut labels = known.cloned().unwrap_or_default();
-        let name = "kubernetes.io/metadata.name".to_owned();
-        labels.insert(name, namespace.to_owned());
-        labels
     }
 
     fn check_members(&self, own: &Key, group: &RecipientGroup, findings: &mut Vec<Finding>) {

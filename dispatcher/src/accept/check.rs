@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use herald_crds::names::Path;
+use herald_crds::set::labels_of;
 use herald_crds::{Channel, Priority, Problem, RecipientRef, Strategy, Who};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -271,8 +272,11 @@ impl Against<'_> {
         let Some((full, channel)) = self.snapshot.channels.get_key_value(full.as_str()) else {
             return Err(format!("there is no channel {shown:?}"));
         };
-        let labels = std::collections::BTreeMap::new();
-        if !channel.spec.allows(namespace, self.namespace, &labels) {
+        let is_allowed = namespace == self.namespace || {
+            let labels = labels_of(&self.snapshot.namespace_labels, self.namespace);
+            channel.spec.allows(namespace, self.namespace, &labels)
+        };
+        if !is_allowed {
             return Err(format!(
                 "channel {shown:?} does not allow templates of namespace {:?} (its allowedNamespaces)",
                 self.namespace

@@ -224,6 +224,7 @@ impl FolderCatalog {
                 templates: current.templates.clone(),
                 groups: current.groups.clone(),
                 schedules: current.schedules.clone(),
+                namespace_labels: current.namespace_labels.clone(),
                 problems: vec![problem],
             };
             let known = current.problems.iter().filter(|known| known.file.is_some());

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use herald_crds::render::Compiled;
+use herald_crds::set::NamespaceLabels;
 use herald_crds::{Channel, NotificationTemplate, RecipientGroup, Schedule};
 use tokio::sync::watch;
 
@@ -39,6 +40,8 @@ pub struct Snapshot {
     pub groups: BTreeMap<FullName, Arc<RecipientGroup>>,
     /// Schedules, by full name.
     pub schedules: BTreeMap<FullName, Arc<Schedule>>,
+    /// Labels of namespaces, which some Channels ask for.
+    pub namespace_labels: NamespaceLabels,
     /// What is wrong with what is declared.
     pub problems: Vec<DeclaredProblem>,
 }

@@ -14,8 +14,8 @@ use crate::catalog::{Catalog as _, DeclaredProblem};
 /// What its help says.
 pub(super) const HELP: &str = "Says everything that is wrong with a folder of YAML: what is not YAML, unknown fields, values \
     out of bounds, references that lead nowhere, groups in a circle, templates that do not compile, call what is not \
-    there, or whose samples do not render. Each with file, line and place. Documents of other kinds are passed over, as \
-    are hidden files and secrets/.\n\n\
+    there, or whose samples do not render. Each with file, line and place. A Namespace is read for its labels, for \
+    Channels that ask for some; documents of other kinds are passed over, as are hidden files and secrets/.\n\n\
     It exits with 0 if all is well, 1 if something is wrong, 2 if the folder cannot be read.\n\n\
     Examples:\n  \
     herald lint notifications/\n  \

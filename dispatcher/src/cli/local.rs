@@ -13,7 +13,7 @@ use crate::{pipeline, telemetry};
 /// What its help says.
 pub(super) const HELP: &str = "Serves the API and delivers, in one process, from a folder of YAML.\n\n\
     The folder holds Channels, NotificationTemplates, RecipientGroups and Schedules, and the credentials of providers \
-    in secrets/NAME/KEY. It is watched: an edit counts within seconds, and what is broken is reported while its last \
+    in secrets/NAME/KEY; a Namespace in it gives the labels that a Channel's allowedNamespaces may ask for. It is watched: an edit counts within seconds, and what is broken is reported while its last \
     good version stays in force. Queue and history are kept in .herald in the folder. Nothing that was accepted is \
     lost, whatever ends the process; Ctrl-C and SIGTERM finish what is being sent first.\n\n\
     The first start makes an API key and prints it once, unless HERALD_API_KEY gives one.\n\n\

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use herald_crds::definition::hash_json;
 use herald_crds::render::Compiled;
+use herald_crds::set::NamespaceLabels;
 use herald_crds::{
     Definition, Finding, Kind, NotificationTemplate, Problem, Resource, ResourceSet, Validate,
 };
@@ -65,8 +66,13 @@ impl<'a> Assembly<'a> {
     fn gather(files: impl Iterator<Item = &'a File>, before: &'a Snapshot) -> Self {
         let mut entries: BTreeMap<Identity, Entry<'a>> = BTreeMap::new();
         let mut problems = Vec::new();
+        let mut namespace_labels = NamespaceLabels::new();
         for file in files {
             problems.extend(file.problem.clone());
+            for (namespace, labels) in &file.namespace_labels {
+                let known = namespace_labels.entry(namespace.clone()).or_default();
+                known.extend(labels.clone());
+            }
             for declared in &file.declared {
                 if let Some(identity) = &declared.identity {
                     let entry = entries.entry(identity.clone()).or_default();
@@ -81,6 +87,7 @@ impl<'a> Assembly<'a> {
             }
         }
         let mut declared = ResourceSet::default();
+        declared.namespace_labels = namespace_labels;
         for (identity, entry) in &entries {
             let resource = entry.resource().cloned();
             if let Some(resource) = resource.or_else(|| last_good(before, identity)) {
@@ -188,6 +195,9 @@ impl<'a> Assembly<'a> {
     fn settle(mut self) -> Snapshot {
         while self.entries.values().any(|entry| entry.broken) {
             let mut in_force = ResourceSet::default();
+            in_force
+                .namespace_labels
+                .clone_from(&self.declared.namespace_labels);
             for (identity, entry) in &self.entries {
                 let resource = match entry.resource() {
                     Some(resource) if !entry.broken => Some(resource.clone()),
@@ -250,6 +260,7 @@ impl<'a> Assembly<'a> {
                 }
             }
         }
+        snapshot.namespace_labels = self.declared.namespace_labels;
         snapshot.problems = self.problems;
         snapshot.problems.sort_by(|a, b| {
             let place = |p: &DeclaredProblem| (p.file.clone(), p.line);

@@ -1,9 +1,11 @@
 //! A file becomes resources, each with what is wrong with it by itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use herald_crds::kind::API_VERSION;
+use herald_crds::set::NamespaceLabels;
+use herald_crds::validate::escape;
 use herald_crds::{Kind, Problem, Resource};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -26,6 +28,8 @@ pub(super) struct File {
     pub digest: [u8; 32],
     /// The resources in it, in their order.
     pub declared: Vec<Declared>,
+    /// The labels of the namespaces (`kind: Namespace`) in it.
+    pub namespace_labels: NamespaceLabels,
     /// How many YAML documents it has, those included that are not Herald's.
     pub documents: usize,
     /// Why it could not be read at all; then `declared` is empty.
@@ -85,7 +89,7 @@ impl File {
                 file.documents = documents.len();
                 for document in documents {
                     let lines = Arc::new(document.lines);
-                    take(document.value, &lines, namespace, &mut file.declared);
+                    file.take(document.value, &lines, namespace);
                 }
                 let unclear = |declared: &Declared| declared.identity.is_none();
                 if file.declared.iter().any(unclear) {
@@ -127,6 +131,7 @@ impl File {
             fingerprint: None,
             digest: [0; 32],
             declared: Vec::new(),
+            namespace_labels: NamespaceLabels::new(),
             documents: 0,
             problem: None,
             kept: BTreeSet::new(),
@@ -142,6 +147,49 @@ impl File {
             message,
         });
         self.keep(before);
+        if let Some(before) = before {
+            self.namespace_labels.clone_from(&before.namespace_labels);
+        }
+    }
+
+    /// Takes a document apart: a resource, a namespace, a List of them, or something that is not Herald's matter.
+    fn take(&mut self, document: Value, lines: &Arc<Lines>, namespace: &str) {
+        if document["apiVersion"] == "v1" && document["kind"] == "List" {
+            let Value::Object(mut members) = document else {
+                return;
+            };
+            if let Some(Value::Array(items)) = members.remove("items") {
+                for (index, item) in items.into_iter().enumerate() {
+                    self.take_one(&item, format!("/items/{index}"), lines, namespace);
+                }
+            }
+        } else {
+            self.take_one(&document, String::new(), lines, namespace);
+        }
+    }
+
+    fn take_one(&mut self, document: &Value, base: String, lines: &Arc<Lines>, namespace: &str) {
+        if is_ours(document) {
+            self.declared
+                .push(declare(document, base, lines, namespace));
+        } else if document["apiVersion"] == "v1" && document["kind"] == "Namespace" {
+            match namespace_labels(document) {
+                Ok((name, labels)) => {
+                    self.namespace_labels
+                        .entry(name)
+                        .or_default()
+                        .extend(labels);
+                }
+                Err(problem) => self.declared.push(Declared {
+                    identity: None,
+                    resource: None,
+                    problems: vec![problem],
+                    alone: base.is_empty(),
+                    base,
+                    lines: Arc::clone(lines),
+                }),
+            }
+        }
     }
 
     fn keep(&mut self, before: Option<&Self>) {
@@ -151,23 +199,30 @@ impl File {
     }
 }
 
-/// Takes a document apart: a resource, a List of them, or something that is not Herald's.
-fn take(document: Value, lines: &Arc<Lines>, namespace: &str, declared: &mut Vec<Declared>) {
-    if document["apiVersion"] == "v1" && document["kind"] == "List" {
-        let Value::Object(mut members) = document else {
-            return;
-        };
-        if let Some(Value::Array(items)) = members.remove("items") {
-            for (index, item) in items.into_iter().enumerate() {
-                if is_ours(&item) {
-                    let base = format!("/items/{index}");
-                    declared.push(declare(&item, base, lines, namespace));
-                }
+/// The name and the labels of a namespace.
+fn namespace_labels(document: &Value) -> Result<(String, BTreeMap<String, String>), Problem> {
+    let metadata = &document["metadata"];
+    let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
+        return Err(Problem::new(
+            "/metadata/name",
+            "is missing: a namespace has a name",
+        ));
+    };
+    let mut labels = BTreeMap::new();
+    match metadata.get("labels") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(given)) => {
+            for (key, value) in given {
+                let Some(value) = value.as_str() else {
+                    let path = format!("/metadata/labels/{}", escape(key));
+                    return Err(Problem::new(path, "must be a string: put it in quotes"));
+                };
+                labels.insert(key.clone(), value.to_owned());
             }
         }
-    } else if is_ours(&document) {
-        declared.push(declare(&document, String::new(), lines, namespace));
+        Some(_) => return Err(Problem::new("/metadata/labels", "must be an object")),
     }
+    Ok((name.to_owned(), labels))
 }
 
 /// Whether a document is, or is surely meant to be, one of Herald's.

@@ -116,6 +116,42 @@ fn expect_one(folder: &Folder, beginning: &str) {
 }
 
 #[test]
+fn a_channel_that_allows_namespaces_by_label_knows_those_of_the_folder() {
+    let mail = MAIL.replace("name: mail", "name: mail, namespace: platform").replace(
+        "metadata:\n  name: mail, namespace: platform\nspec:\n",
+        "metadata: {name: mail, namespace: platform}\nspec:\n  allowedNamespaces: {from: Selector, selector: \
+         {matchLabels: {team: shop}}}\n",
+    );
+    let welcome = WELCOME.replace("- name: mail\n", "- {name: mail, namespace: platform}\n");
+    let namespace =
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {team: shop}\n";
+    let folder = Folder::with(&[("mail.yaml", &mail), ("welcome.yaml", &welcome)]);
+    expect_one(
+        &folder,
+        "welcome.yaml:8 NotificationTemplate shop/welcome /spec/routing/channels/0/namespace: Channel platform/mail does \
+         not allow templates of namespace shop",
+    );
+    let snapshot = folder.change("namespaces.yaml", namespace);
+    assert_eq!(said(&snapshot), [""; 0]);
+    assert_eq!(snapshot.namespace_labels["shop"]["team"], "shop");
+
+    // The namespace's own name is a label without being one.
+    let by_name = mail.replace("team: shop", "kubernetes.io/metadata.name: shop");
+    folder.change("mail.yaml", &by_name);
+    folder.remove("namespaces.yaml");
+    assert_eq!(folder.problems(), [""; 0]);
+
+    folder.change(
+        "namespaces.yaml",
+        &namespace.replace("team: shop", "team: 7"),
+    );
+    expect_one(
+        &folder,
+        "namespaces.yaml:5  /metadata/labels/team: must be a string",
+    );
+}
+
+#[test]
 fn a_good_folder_is_in_force_and_what_is_not_ours_is_passed_over() {
     let folder = Folder::with(&[
         ("mail.yaml", MAIL),
