@@ -5,7 +5,7 @@
 //! - [`problem`]: what a caller is told when it does not get what it asked for.
 //! - [`auth`]: who calls. [`page`]: lists and queries. [`body`]: bodies.
 //! - [`sending`], [`dry_run`]: sending. [`history`]: what became of it. [`stream`]: that as it happens. [`orders`]: cancel, prioritize, confirm, dead letters.
-//! - [`declared`], [`preview`]: the four resources. [`people`]: recipients, members, suppressions.
+//! - [`declared`], [`tried`], [`preview`]: the four resources. [`people`]: recipients, members, suppressions.
 //! - [`view`], [`schema`]: what callers see. [`docs`]: OpenAPI. [`probes`]: health and metrics. [`serve`]: connections.
 //!
 //! A handler takes [`Caller`], asks it for the scope, and returns `Result<_, Problem>`. It is described by
@@ -28,6 +28,7 @@ pub mod schema;
 pub mod sending;
 pub mod serve;
 pub mod stream;
+pub mod tried;
 pub mod view;
 
 use std::any::Any;
@@ -131,6 +132,7 @@ pub fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .merge(stream::routes())
         .merge(orders::routes())
         .merge(declared::routes())
+        .merge(tried::routes())
         .merge(people::routes())
         .split_for_parts();
     docs::complete(&mut openapi);
