@@ -103,7 +103,7 @@ async fn alone(
     let mut out = Vec::with_capacity(rows);
     let mut turn = Turn::default();
     loop {
-        let (mut chunk, next) = store.chunk(CHANNEL, Priority::Normal, turn, STEP).await?;
+        let (mut chunk, next) = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
         if chunk.is_empty() {
             break;
         }
@@ -142,7 +142,7 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         let mut released = 0;
         while released < rows {
             let turn = Turn::default();
-            let (chunk, _) = store.chunk(CHANNEL, Priority::Normal, turn, STEP).await?;
+            let (chunk, _) = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
             release(store, &chunk).await?;
             released += chunk.len();
             for waiting in chunk {

@@ -294,7 +294,7 @@ impl Stages {
         let store: &dyn Store = &*self.store;
         let class = Priority::Normal;
         let turn = crate::store::Turn::default();
-        let (rows, _) = store.chunk("shop/mail", class, turn, 10).await.unwrap();
+        let (rows, _) = store.chunk("shop/mail", class, &turn, 10).await.unwrap();
         let rows: Vec<_> = rows
             .iter()
             .map(|row| (row.row, row.round, row.attempt))

@@ -1,5 +1,6 @@
 //! What the waiting room needs of SQL.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,12 +11,15 @@ use super::StoreError;
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::Delivery;
 
-/// Whose turn it was: releasing goes on after this row. Rows are in turn by notification, then by due time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Turn(
-    /// The store's own number of the notification; the turn after it begins with the next greater one.
-    pub i64,
-);
+/// Whose turn it was, in the store's own numbers: releasing goes on after it. Namespaces take turns, and within each of
+/// them its notifications do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The namespace that came last.
+    pub namespace: i64,
+    /// The notification that came last in each namespace.
+    pub notifications: BTreeMap<i64, i64>,
+}
 
 /// A row of the waiting room that is due.
 #[derive(Debug, Clone)]
@@ -71,14 +75,15 @@ pub trait WaitingStore {
     /// Every channel (`namespace/name`) that ever had a row, and whether one of its rows has not ended: waits or is out.
     async fn channels(&self) -> Result<Vec<(Arc<str>, bool)>, StoreError>;
 
-    /// The next chunk of one channel and class: rows of the notification whose turn it is, and, if those are fewer
-    /// than `limit`, of the next ones in turn; after the last notification the first is next. Rows stay ready until
-    /// they are marked as [`released`](Self::released): the one who releases a channel marks a chunk before taking the next.
+    /// The next chunk of one channel and class, at most `limit` rows: as many of each namespace, and within a namespace of
+    /// each notification, as there are of them, beginning after `turn`; what has fewer leaves its room to the others. Of a
+    /// notification those come first that are due for longest. Rows stay ready until they are marked as
+    /// [`released`](Self::released): the one who releases a channel marks a chunk before taking the next.
     async fn chunk(
         &self,
         channel: &str,
         priority: Priority,
-        turn: Turn,
+        turn: &Turn,
         limit: usize,
     ) -> Result<(Vec<Waiting>, Turn), StoreError>;
 

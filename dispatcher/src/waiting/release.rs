@@ -79,7 +79,7 @@ impl Release {
 
     async fn release(&self) {
         let lane = self.lanes.lane(&self.channel);
-        let mut turns = [Turn::default(); Priority::COUNT];
+        let mut turns: [Turn; Priority::COUNT] = Default::default();
         for class in Priority::ALL {
             lane.give(class);
         }
@@ -164,7 +164,7 @@ impl Release {
         turn: &mut Turn,
         limit: usize,
     ) -> Result<usize, ReleaseError> {
-        let chunk = self.store.chunk(&self.channel, class, *turn, limit).await;
+        let chunk = self.store.chunk(&self.channel, class, turn, limit).await;
         let (rows, next) = chunk.map_err(ReleaseError::Store)?;
         let count = rows.len();
         if count == 0 {

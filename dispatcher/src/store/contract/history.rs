@@ -641,7 +641,7 @@ pub(crate) async fn a_replayed_dead_letter_is_ready_in_its_next_round(store: &im
     assert_eq!(record.ended_at, None, "it goes on");
 
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), 10)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), 10)
         .await
         .unwrap();
     let [again] = chunk.as_slice() else {

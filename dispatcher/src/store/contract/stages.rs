@@ -65,6 +65,7 @@ macro_rules! store_contract {
             rows_that_are_due_are_ready_and_others_ripen,
             a_chunk_is_the_notification_whose_turn_it_is_by_due_time,
             small_notifications_fill_a_chunk_together_and_turns_go_round,
+            a_message_to_one_is_in_the_next_chunk_whatever_else_waits,
             a_released_row_is_out_and_a_row_that_has_changed_is_left_alone,
             what_is_postponed_waits_until_then,
             a_row_without_a_channel_ends_as_it_is_written,
@@ -175,7 +176,7 @@ pub(crate) async fn planned(store: &impl Stages, request: &Request, rows: &[NewD
 /// Takes a chunk and marks it released at `now`.
 pub(crate) async fn release(store: &impl Stages, limit: usize, now: Timestamp) -> Vec<Waiting> {
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), limit)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), limit)
         .await
         .unwrap();
     let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
@@ -612,7 +613,7 @@ pub(crate) async fn a_chunk_is_the_notification_whose_turn_it_is_by_due_time(sto
     people[2].due = at(-2_000);
     planned(store, &request, &people).await;
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), 2)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), 2)
         .await
         .unwrap();
     let ids: Vec<_> = chunk.iter().map(|waiting| waiting.id).collect();
@@ -625,8 +626,11 @@ pub(crate) async fn a_chunk_is_the_notification_whose_turn_it_is_by_due_time(sto
     assert_eq!(first.due, at(-3_000));
     assert_eq!(first.delivery, None);
     for (channel, class) in [("shop/other", Priority::Normal), (MAIL, Priority::High)] {
-        let turn = Turn(5);
-        let (chunk, next) = store.chunk(channel, class, turn, 2).await.unwrap();
+        let turn = Turn {
+            namespace: 5,
+            ..Turn::default()
+        };
+        let (chunk, next) = store.chunk(channel, class, &turn, 2).await.unwrap();
         assert!(chunk.is_empty());
         assert_eq!(next, turn);
     }
@@ -650,7 +654,7 @@ pub(crate) async fn small_notifications_fill_a_chunk_together_and_turns_go_round
     let mut turn = Turn::default();
     let mut chunks = Vec::new();
     for _ in 0..5 {
-        let (chunk, next) = store.chunk(MAIL, Priority::Normal, turn, 3).await.unwrap();
+        let (chunk, next) = store.chunk(MAIL, Priority::Normal, &turn, 3).await.unwrap();
         turn = next;
         let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
         store.released(&rows, at(0)).await.unwrap();
@@ -660,13 +664,51 @@ pub(crate) async fn small_notifications_fill_a_chunk_together_and_turns_go_round
     assert_eq!(
         chunks,
         [
-            "large large large",
-            "one two three",
-            "large large three",
-            "three",
+            "large one two",
+            "three three large",
+            "three large large",
+            "large",
             ""
         ]
     );
+}
+
+pub(crate) async fn a_message_to_one_is_in_the_next_chunk_whatever_else_waits(store: &impl Stages) {
+    // Another team's hundred notifications, one's own hundred rows, and then a message to one.
+    let another = |key: &str| Request {
+        namespace: "another".into(),
+        ..request(key)
+    };
+    for n in 0..100 {
+        let request = another(&format!("another-{n}"));
+        planned(store, &request, &rows(&request.id, 1)).await;
+    }
+    for key in ["large", "larger"] {
+        let request = request(key);
+        planned(store, &request, &rows(&request.id, 100)).await;
+    }
+    let mut turn = Turn::default();
+    let mut of_another = 0;
+    for round in 0..4 {
+        let one = request(&format!("one-{round}"));
+        planned(store, &one, &rows(&one.id, 1)).await;
+        let (chunk, next) = store
+            .chunk(MAIL, Priority::Normal, &turn, 10)
+            .await
+            .unwrap();
+        turn = next;
+        assert_eq!(chunk.len(), 10);
+        assert!(chunk.iter().any(|row| row.notification == one.id));
+        let mine: Vec<_> = ["large", "larger"].map(|key| request(key).id).into();
+        of_another += chunk
+            .iter()
+            .filter(|row| row.notification != one.id && !mine.contains(&row.notification))
+            .count();
+        let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
+        store.released(&rows, at(0)).await.unwrap();
+    }
+    // Each namespace has half of every chunk.
+    assert_eq!(of_another, 20);
 }
 
 pub(crate) async fn a_released_row_is_out_and_a_row_that_has_changed_is_left_alone(
@@ -675,7 +717,7 @@ pub(crate) async fn a_released_row_is_out_and_a_row_that_has_changed_is_left_alo
     let request = request("1");
     planned(store, &request, &rows(&request.id, 2)).await;
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), 10)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), 10)
         .await
         .unwrap();
     let (first, second) = (&chunk[0], &chunk[1]);
@@ -695,7 +737,7 @@ pub(crate) async fn what_is_postponed_waits_until_then(store: &impl Stages) {
     planned(store, &request, &rows(&request.id, 3)).await;
     let out = release(store, 1, at(0)).await;
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), 1)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
     // The one that is out is no longer there to be put off.
@@ -836,7 +878,7 @@ pub(crate) async fn prioritizing_moves_what_waits_and_what_is_still_to_be_resolv
     let back = returned(&out[0], 1, at(2));
     tell(store, vec![event(&out[0], 1, 2, back)]).await;
     let (chunk, _) = store
-        .chunk(MAIL, Priority::High, Turn::default(), 10)
+        .chunk(MAIL, Priority::High, &Turn::default(), 10)
         .await
         .unwrap();
     assert_eq!(chunk.len(), 4);

@@ -18,8 +18,12 @@ pub(super) async fn reads_no_whole_table(store: &SqliteStore, statement: &str, s
         let mut words = step.split(' ');
         let (verb, table) = (words.next().unwrap(), words.next().unwrap_or_default());
         let whole = match verb {
-            // Rows that a statement brings, and what it has found already, are in parentheses or virtual.
-            "SCAN" => !step.contains("VIRTUAL TABLE") && !table.starts_with('('),
+            // Rows that a statement brings, and what it has found already, are constant, in parentheses or virtual.
+            "SCAN" => {
+                !step.contains("VIRTUAL TABLE")
+                    && !table.starts_with('(')
+                    && step != "SCAN CONSTANT ROW"
+            }
             "SEARCH" => step.ends_with("(namespace=?)"),
             _ => false,
         };

@@ -6,7 +6,7 @@
 //! - `schema.sql`: every table, with what its columns mean.
 //! - `tally`: how many deliveries of a notification are in which state, and what happens when the last has ended.
 //! - `asked`: what was asked, as it is kept. `cursor`: where a page begins.
-//! - `fold`: how an event changes a row, pure. `trail`: how a trail is told, pure.
+//! - `turns`: how a chunk is divided, pure. `fold`: how an event changes a row, pure. `trail`: how a trail is told, pure.
 //! - `plan`, `waiting`, `record`, `history`, `people`: one file for each trait.
 
 mod asked;
@@ -22,6 +22,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod trail;
+mod turns;
 mod waiting;
 
 use std::collections::HashMap;

@@ -199,6 +199,14 @@ async fn insert_blob(
 /// Whether the request is packed, the request, priority, cursor, rows, confirmed.
 type UnresolvedRow = (i64, Vec<u8>, i64, String, i64, Option<i64>);
 
+/// What a row takes from its notification.
+#[derive(Debug, Clone, Copy)]
+struct Of {
+    seq: i64,
+    namespace: u32,
+    priority: i64,
+}
+
 /// One delivery on its way into its table.
 struct NewRow {
     state: State,
@@ -340,30 +348,35 @@ impl PlanStore for SqliteStore {
         let orphaned = Arc::clone(&self.orphaned);
         self.write(move |c| {
             Box::pin(async move {
-                let moved: Vec<(Vec<u8>, i64, i64, bool)> = sqlx::query_as(MOVED)
+                let moved: Vec<(Vec<u8>, i64, i64, String, bool)> = sqlx::query_as(MOVED)
                     .bind(cursors)
                     .fetch_all(&mut *c)
                     .await
                     .map_err(failed)?;
                 let mut steps = HashMap::with_capacity(moved.len());
                 let mut tally = Tally::default();
-                if moved.iter().all(|(_, _, _, sensitive)| !sensitive) {
+                if moved.iter().all(|(.., sensitive)| !sensitive) {
                     tally.harmless();
                 }
-                for (id, seq, priority, _) in moved {
-                    steps.insert(notification_id(&id)?, (seq, priority));
+                for (id, seq, priority, namespace, _) in moved {
+                    let of = Of {
+                        seq,
+                        namespace: id::order(&namespace),
+                        priority,
+                    };
+                    steps.insert(notification_id(&id)?, of);
                 }
                 let mut answers = Vec::with_capacity(written.len());
                 let mut rows = Vec::new();
                 for (id, is_last, new) in written {
-                    let Some((seq, priority)) = steps.get(&id) else {
+                    let Some(of) = steps.get(&id) else {
                         answers.push(false);
                         continue;
                     };
                     answers.push(true);
-                    rows.extend(new.into_iter().map(|row| (*seq, *priority, row)));
+                    rows.extend(new.into_iter().map(|row| (*of, row)));
                     if is_last {
-                        tally.settled(*seq, now);
+                        tally.settled(of.seq, now);
                     }
                 }
                 if !rows.is_empty() {
@@ -630,29 +643,33 @@ impl PlanStore for SqliteStore {
     }
 }
 
-/// Writes rows, each with the number and class of its notification; those whose id is there already are dropped and not
+/// Writes rows, each with what it takes from its notification; those whose id is there already are dropped and not
 /// counted.
 async fn write_rows(
     connection: &mut SqliteConnection,
-    rows: &[(i64, i64, NewRow)],
+    rows: &[(Of, NewRow)],
     now: i64,
     tally: &mut Tally,
 ) -> Result<(), StoreError> {
     // One array of what is JSON already.
-    let mut values =
-        String::with_capacity(rows.iter().map(|(_, _, row)| row.json.len() + 16).sum());
-    for (seq, priority, row) in rows {
+    let mut values = String::with_capacity(rows.iter().map(|(_, row)| row.json.len() + 32).sum());
+    for (of, row) in rows {
+        let Of {
+            seq,
+            namespace,
+            priority,
+        } = of;
         values.push(if values.is_empty() { '[' } else { ',' });
         // Writing to a string does not fail.
-        let _ = write!(values, "[{seq},{priority},{}]", row.json);
+        let _ = write!(values, "[{seq},{namespace},{priority},{}]", row.json);
     }
     values.push(']');
     let done = sqlx::query(
-        "INSERT INTO deliveries (id, notification, channel, priority, state, waiting, recipient, endpoint,
-             locale, created_at, due_at, ended_at, reason)
-         SELECT unhex(d.value ->> '$[2][0]'), d.value ->> 0, d.value ->> '$[2][1]', d.value ->> 1,
-             d.value ->> '$[2][2]', d.value ->> '$[2][3]', d.value ->> '$[2][4]', d.value ->> '$[2][5]',
-             d.value ->> '$[2][6]', ?2, d.value ->> '$[2][7]', d.value ->> '$[2][8]', d.value ->> '$[2][9]'
+        "INSERT INTO deliveries (id, notification, namespace, channel, priority, state, waiting, recipient,
+             endpoint, locale, created_at, due_at, ended_at, reason)
+         SELECT unhex(d.value ->> '$[3][0]'), d.value ->> 0, d.value ->> 1, d.value ->> '$[3][1]', d.value ->> 2,
+             d.value ->> '$[3][2]', d.value ->> '$[3][3]', d.value ->> '$[3][4]', d.value ->> '$[3][5]',
+             d.value ->> '$[3][6]', ?2, d.value ->> '$[3][7]', d.value ->> '$[3][8]', d.value ->> '$[3][9]'
          FROM json_each(?1) AS d WHERE true ON CONFLICT (id) DO NOTHING",
     )
     .bind(values)
@@ -662,8 +679,8 @@ async fn write_rows(
     .map_err(failed)?;
     let written = done.rows_affected() as i64;
     if written as usize == rows.len() {
-        for (seq, _, row) in rows {
-            tally.moved(*seq, None, row.state, 1, now);
+        for (of, row) in rows {
+            tally.moved(of.seq, None, row.state, 1, now);
         }
     } else if written > 0 {
         // Rows are numbered upwards: those of this statement are the last ones.
@@ -689,7 +706,7 @@ pub(super) const MOVED: &str = "UPDATE notifications SET cursor = coalesce(s.val
         pending = CASE WHEN (s.value ->> 2) IS NULL THEN 0 ELSE pending END
     FROM json_each(?1) AS s
     WHERE notifications.id = unhex(s.value ->> 0) AND cursor = (s.value ->> 1) AND pending > 0
-    RETURNING id, seq, priority, sensitive = 1";
+    RETURNING id, seq, priority, namespace, sensitive = 1";
 
 pub(super) const UNRESOLVED: &str =
     "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows,

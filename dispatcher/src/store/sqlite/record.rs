@@ -20,7 +20,7 @@ use super::{
     SqliteStore, corrupt, delivery_id, failed, json, millis, notification_id, priority, state,
     timestamp,
 };
-use crate::id::{DeliveryId, NotificationId};
+use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Event, Events};
 use crate::store::{Overdue, RecordStore, State, StoreError};
 
@@ -33,7 +33,8 @@ const SWEPT: i64 = 10_000;
 /// A notification that was fanned out without SQL, on its way into the tables.
 struct Direct {
     notification: NewNotification,
-    /// Its class, and when it was accepted: its rows are as old.
+    /// What its rows take from it: its namespace by `id::order`, its class, and when it was accepted.
+    namespace: u32,
     priority: usize,
     at: i64,
     /// Delivery, number of the channel, endpoint, locale.
@@ -69,6 +70,7 @@ impl RecordStore for SqliteStore {
             }
             directs.push(Direct {
                 notification: NewNotification::new(request, Beginning::Resolved),
+                namespace: id::order(&request.namespace),
                 priority: request.priority.index(),
                 at: millis(request.accepted_at),
                 deliveries,
@@ -289,22 +291,23 @@ async fn insert_directs(
     let mut rows = Vec::with_capacity(directs.len());
     for direct in directs {
         notifications.push(direct.notification);
-        rows.push((direct.priority, direct.at, direct.deliveries));
+        let place = (direct.namespace, direct.priority);
+        rows.push((place, direct.at, direct.deliveries));
     }
     let planned = insert(connection, notifications).await?;
     let mut ids = Vec::new();
     let mut values = Vec::new();
-    for ((_, seq), (class, at, deliveries)) in planned.iter().zip(rows) {
+    for ((_, seq), ((namespace, class), at, deliveries)) in planned.iter().zip(rows) {
         for (id, channel, endpoint, locale) in deliveries {
             ids.push(id);
-            values.push((id, *seq, channel, class, endpoint, locale, at));
+            values.push((id, *seq, channel, class, endpoint, locale, at, namespace));
         }
     }
     let written: Vec<(i64, i64)> = sqlx::query_as(
         "INSERT INTO deliveries (id, notification, channel, priority, state, waiting, recipient, endpoint,
-             locale, created_at, due_at, released_at, heard_at)
+             locale, created_at, due_at, released_at, heard_at, namespace)
          SELECT unhex(d.value ->> 0), d.value ->> 1, d.value ->> 2, d.value ->> 3, 2, 0, '', d.value ->> 4,
-             d.value ->> 5, d.value ->> 6, d.value ->> 6, d.value ->> 6, d.value ->> 6
+             d.value ->> 5, d.value ->> 6, d.value ->> 6, d.value ->> 6, d.value ->> 6, d.value ->> 7
          FROM json_each(?1) AS d WHERE true ON CONFLICT (id) DO NOTHING RETURNING notification, created_at",
     )
     .bind(json(&values))

@@ -76,6 +76,8 @@ CREATE TABLE deliveries (
     row INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
     notification INTEGER NOT NULL, -- notifications.seq
+    -- `id::order` of the notification's namespace, by which namespaces take turns; two that share one share their turns
+    namespace INTEGER NOT NULL,
     channel INTEGER NOT NULL, -- channels.id
     priority INTEGER NOT NULL,
     state INTEGER NOT NULL, -- waiting rows are scheduled, queued or retrying; those that are out sending or retrying
@@ -99,7 +101,7 @@ CREATE TABLE deliveries (
     error TEXT -- what the provider said last when it did not send
 );
 -- What may be released, in turn.
-CREATE INDEX deliveries_ready ON deliveries (channel, priority, notification, due_at) WHERE waiting = 2;
+CREATE INDEX deliveries_ready ON deliveries (channel, priority, namespace, notification, due_at) WHERE waiting = 2;
 CREATE INDEX deliveries_scheduled ON deliveries (channel, priority, due_at) WHERE waiting = 1;
 -- What is out, for the sweep.
 CREATE INDEX deliveries_out ON deliveries (channel, heard_at) WHERE waiting = 0 AND ended_at IS NULL;

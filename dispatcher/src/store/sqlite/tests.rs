@@ -142,7 +142,7 @@ async fn counts_and_the_end_follow_the_rows() {
     store.ripen(at(60_000), 10).await.unwrap();
     assert_eq!(counts().await, "[0,2,0,1,1,0,0,0,0,1,5,null]");
     let (chunk, _) = store
-        .chunk(MAIL, Priority::Normal, Turn::default(), 1)
+        .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
     store.postpone(&[chunk[0].row], at(90_000)).await.unwrap();
@@ -308,12 +308,16 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
     let opened = open().await;
     let cases = [
         (
-            waiting::CHUNK_AFTER,
-            "deliveries_ready (channel=? AND priority=? AND notification>?)",
+            waiting::HEADS,
+            "deliveries_ready (channel=? AND priority=? AND namespace>?)",
         ),
         (
-            waiting::CHUNK_UP_TO,
-            "deliveries_ready (channel=? AND priority=? AND notification<?)",
+            waiting::HEADS,
+            "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification>?)",
+        ),
+        (
+            waiting::CHUNK,
+            "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification=?)",
         ),
         (
             waiting::RIPE,
@@ -362,7 +366,12 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
         );
         let sorts = steps.iter().any(|step| step.contains("TEMP B-TREE"));
         assert!(!sorts, "{steps:#?}");
-        explain::reads_no_whole_table(&opened.store, statement, &["c", "n", "notifications"]).await;
+        explain::reads_no_whole_table(
+            &opened.store,
+            statement,
+            &["c", "n", "notifications", "spaces", "heads"],
+        )
+        .await;
     }
 }
 

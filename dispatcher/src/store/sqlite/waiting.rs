@@ -1,6 +1,6 @@
 //! The waiting room: what is due, whose turn it is, what is called back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,6 +8,7 @@ use herald_crds::Priority;
 use jiff::Timestamp;
 
 use super::tally::Tally;
+use super::turns::{self, Head};
 use super::{
     SqliteStore, delivery_id, failed, json, millis, notification_id, priority, state, timestamp,
 };
@@ -107,35 +108,55 @@ impl WaitingStore for SqliteStore {
         &self,
         channel: &str,
         priority: Priority,
-        turn: Turn,
+        turn: &Turn,
         limit: usize,
     ) -> Result<(Vec<Waiting>, Turn), StoreError> {
         let Some(channel) = self.known_channel(channel) else {
-            return Ok((Vec::new(), turn));
+            return Ok((Vec::new(), turn.clone()));
         };
-        let mut last = turn;
-        let mut waiting = Vec::with_capacity(limit);
-        // After this turn, then, once around, up to and including it.
-        for statement in [CHUNK_AFTER, CHUNK_UP_TO] {
-            if waiting.len() == limit {
-                break;
+        let class = priority.index() as i64;
+        let mut heads = self.heads(channel, class, turn, limit).await?;
+        let mut rows: Vec<(usize, ChunkRow)> = Vec::with_capacity(limit);
+        while rows.len() < limit && heads.iter().any(|head| head.open) {
+            let shares = turns::shares(&heads, limit - rows.len());
+            // Those of whom as much is taken from the same place share a statement.
+            let mut alike: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+            for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
+                let place = (heads[index].taken, *share);
+                alike.entry(place).or_default().push(index);
             }
-            let rows: Vec<ChunkRow> = sqlx::query_as(statement)
-                .bind(channel)
-                .bind(priority.index() as i64)
-                .bind(turn.0)
-                .bind((limit - waiting.len()) as i64)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(failed)?;
-            if let Some(row) = rows.last() {
-                last = Turn(row.2);
-            }
-            for row in rows {
-                waiting.push(row_that_waits(row)?);
+            for ((taken, share), of) in alike {
+                for index in &of {
+                    heads[*index].open = false;
+                }
+                let asked: Vec<_> = of
+                    .iter()
+                    .map(|index| (index, heads[*index].namespace, heads[*index].notification))
+                    .collect();
+                let found: Vec<ChunkRow> = sqlx::query_as(CHUNK)
+                    .bind(channel)
+                    .bind(class)
+                    .bind(json(&asked))
+                    .bind(share as i64)
+                    .bind(taken as i64)
+                    .fetch_all(&self.readers)
+                    .await
+                    .map_err(failed)?;
+                for row in found {
+                    let index = row.0 as usize;
+                    heads[index].taken += 1;
+                    heads[index].open = heads[index].taken == taken + share;
+                    rows.push((index, row));
+                }
             }
         }
-        Ok((waiting, last))
+        // In turn; those of one notification by due time.
+        rows.sort_unstable_by_key(|(index, row)| (*index, row.7, row.1));
+        let waiting: Result<_, _> = rows
+            .into_iter()
+            .map(|(_, row)| row_that_waits(row))
+            .collect();
+        Ok((waiting?, turns::after(turn, &heads)))
     }
 
     async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError> {
@@ -372,6 +393,37 @@ impl WaitingStore for SqliteStore {
 }
 
 impl SqliteStore {
+    /// The notifications that have rows of a channel and class to release, in turn: one of each namespace, then the next
+    /// of each; at most `limit`.
+    async fn heads(
+        &self,
+        channel: i64,
+        class: i64,
+        turn: &Turn,
+        limit: usize,
+    ) -> Result<Vec<Head>, StoreError> {
+        let last = turn.notifications.iter();
+        let last: BTreeMap<_, _> = last
+            .map(|(space, seq)| (format!("n{space}"), seq))
+            .collect();
+        let heads: Vec<(i64, i64)> = sqlx::query_as(HEADS)
+            .bind(channel)
+            .bind(class)
+            .bind(turn.namespace)
+            .bind(json(&last))
+            .bind(limit as i64)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        let heads = heads.into_iter().map(|(namespace, notification)| Head {
+            namespace,
+            notification,
+            taken: 0,
+            open: true,
+        });
+        Ok(heads.collect())
+    }
+
     fn named(&self, numbers: Vec<(i64, i64)>) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
         numbers
             .into_iter()
@@ -587,11 +639,12 @@ fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Row, id, notification's number and id, recipient, endpoint, locale, due, round, attempt, tried, the delivery carried.
+/// Index of the head, row, id, notification's id, recipient, endpoint, locale, due, round, attempt, tried, the delivery
+/// carried.
 type ChunkRow = (
     i64,
-    Vec<u8>,
     i64,
+    Vec<u8>,
     Vec<u8>,
     String,
     String,
@@ -605,9 +658,9 @@ type ChunkRow = (
 
 fn row_that_waits(row: ChunkRow) -> Result<Waiting, StoreError> {
     let (
+        _,
         row,
         id,
-        _,
         notification,
         recipient,
         endpoint,
@@ -636,22 +689,64 @@ fn row_that_waits(row: ChunkRow) -> Result<Waiting, StoreError> {
     })
 }
 
-macro_rules! chunk {
-    ($which:literal) => {
+macro_rules! first {
+    ($column:literal, $of:literal) => {
         concat!(
-            "SELECT d.row, d.id, d.notification, n.id, d.recipient, d.endpoint, d.locale, d.due_at, d.round,
-                 d.attempt, d.tried, c.delivery
-             FROM deliveries AS d CROSS JOIN notifications AS n ON n.seq = d.notification
-             LEFT JOIN carried AS c ON c.row = d.row
-             WHERE d.waiting = 2 AND d.channel = ?1 AND d.priority = ?2 AND d.notification ",
-            $which,
-            " ?3 ORDER BY d.notification, d.due_at, d.row LIMIT ?4"
+            "(SELECT ",
+            $column,
+            " FROM deliveries WHERE waiting = 2 AND channel = ?1 AND priority = ?2 ",
+            $of,
+            " ORDER BY ",
+            $column,
+            " LIMIT 1)"
         )
     };
 }
 
-pub(super) const CHUNK_AFTER: &str = chunk!(">");
-pub(super) const CHUNK_UP_TO: &str = chunk!("<=");
+/// Goes from one namespace to the next that has rows, and in each from one notification to the next, by the index alone.
+/// After the last comes the first again; whoever comes again is dropped, which ends it. What is found first is looked
+/// from first, so that namespaces take turns. `?3`: the last namespace, `?4`: the last notification of each.
+pub(super) const HEADS: &str = concat!(
+    "WITH RECURSIVE spaces (space) AS (
+        SELECT coalesce(",
+    first!("namespace", "AND namespace > ?3"),
+    ", ",
+    first!("namespace", ""),
+    ") UNION SELECT coalesce(",
+    first!("namespace", "AND namespace > space"),
+    ", ",
+    first!("namespace", ""),
+    ") FROM spaces WHERE space IS NOT NULL LIMIT ?5),
+    heads (space, seq) AS (
+        SELECT space, coalesce(",
+    first!(
+        "notification",
+        "AND namespace = space AND notification > coalesce(?4 ->> ('$.n' || space), 0)"
+    ),
+    ", ",
+    first!("notification", "AND namespace = space"),
+    ") FROM spaces WHERE space IS NOT NULL
+        UNION SELECT space, coalesce(",
+    first!(
+        "notification",
+        "AND namespace = space AND notification > seq"
+    ),
+    ", ",
+    first!("notification", "AND namespace = space"),
+    ") FROM heads LIMIT ?5)
+    SELECT space, seq FROM heads"
+);
+
+/// Of each head (`?3`: index, namespace, notification) `?4` rows after the first `?5`.
+pub(super) const CHUNK: &str =
+    "SELECT h.value ->> 0, d.row, d.id, n.id, d.recipient, d.endpoint, d.locale, d.due_at,
+        d.round, d.attempt, d.tried, c.delivery
+    FROM json_each(?3) AS h CROSS JOIN deliveries AS d ON d.row IN (
+        SELECT w.row FROM deliveries AS w WHERE w.waiting = 2 AND w.channel = ?1 AND w.priority = ?2
+            AND w.namespace = (h.value ->> 1) AND w.notification = (h.value ->> 2)
+        ORDER BY w.due_at, w.row LIMIT ?4 OFFSET ?5)
+    CROSS JOIN notifications AS n ON n.seq = d.notification
+    LEFT JOIN carried AS c ON c.row = d.row";
 
 pub(super) const RELEASED_GROUPS: &str = "SELECT d.notification, count(*) FROM json_each(?1) AS r
     CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0)
