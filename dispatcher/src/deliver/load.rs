@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use herald_crds::Priority;
+use jiff::Timestamp;
 
 use crate::id::FullName;
 
@@ -52,6 +53,8 @@ pub struct Load {
     pub waiting: [usize; Priority::COUNT],
     /// Age of the oldest of them, by class.
     pub oldest: [Option<Duration>; Priority::COUNT],
+    /// When the one of them was released that was released first; `None`: nothing is held.
+    pub held_since: Option<Timestamp>,
     /// Sends per second, lately.
     pub drain: f64,
     /// Sends per second that the rate limit allows; infinite: no limit.

@@ -119,6 +119,12 @@ impl Queues {
         self.in_hand.remove(copy).unwrap_or_default()
     }
 
+    /// When the one was released that was released first of what waits; `None`: nothing waits.
+    pub fn held_since(&self) -> Option<Timestamp> {
+        let held = self.classes.iter().flatten();
+        held.map(|held| held.delivery.released_at).min()
+    }
+
     /// How many wait, by class.
     pub fn waiting(&self) -> [usize; Priority::COUNT] {
         Priority::ALL.map(|class| self.classes[class.index()].len())

@@ -704,6 +704,21 @@ async fn the_sweep_finds_what_was_lost_and_sends_it_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_channel_holds_is_not_overdue() {
+    // Slower than what is overdue in these tests.
+    let slow = format!("{MAIL}  rateLimit: {{count: 1, perSeconds: 3}}\n");
+    let stages = Stages::begin(&slow, sent).await;
+    for n in 1..=2 {
+        let to = to(&format!("a{n}@b.example"));
+        let request = json!({"template": "order", "recipients": to, "parameters": {"n": n}});
+        let id = stages.send(request).await;
+        stages.ended(&id).await;
+    }
+    assert_eq!(stages.asked().len(), 2);
+    assert_eq!(stages.metrics.redriven.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_deleted_channel_ends_as_failed_with_that_reason() {
     let suspended = format!("{MAIL}  suspend: true\n");
     let stages = Stages::begin(&suspended, sent).await;

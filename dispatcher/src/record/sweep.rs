@@ -1,10 +1,10 @@
 //! Finds what was released long ago and of which nothing was heard, alarms, and releases it again: conservation is
 //! checked, not assumed.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use herald_crds::names;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -21,6 +21,9 @@ use crate::waiting::Lanes;
 
 /// Rows released again in one transaction.
 const BATCH: usize = 500;
+
+/// Channels looked at side by side.
+const SIDE_BY_SIDE: usize = 8;
 
 /// Notifications deleted in one transaction at the end of their retention.
 const EXPIRE: usize = 200;
@@ -72,35 +75,18 @@ impl Sweep {
     /// Looks once; answers how many deliveries were overdue.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let now = Timestamp::now();
-        let before = now - self.timing.overdue;
-        // Where nothing is sent, silence means nothing.
-        let is_at_work = |name: &str, suspended: bool| {
-            !suspended && !self.loads.get(name).is_some_and(|load| load.is_stopped())
-        };
         let declared = self.catalog.current();
-        let at_work = declared
-            .channels
-            .iter()
-            .filter(|(name, channel)| is_at_work(name, channel.spec.suspend));
-        let names: Vec<&str> = at_work.map(|(name, _)| &**name).collect();
-
+        // Each by itself: one of which much is overdue, or whose recording lags, holds up none of the others.
+        let mut sweeping = Vec::with_capacity(declared.channels.len());
+        for (name, channel) in &declared.channels {
+            if !channel.spec.suspend {
+                sweeping.push(self.sweep_channel(name, now));
+            }
+        }
+        let mut swept = stream::iter(sweeping).buffer_unordered(SIDE_BY_SIDE);
         let mut found = 0;
-        let mut suspects = self.store.overdue(&names, before, BATCH).await?;
-        while !suspects.is_empty() {
-            let channels: BTreeSet<&str> =
-                suspects.iter().map(|overdue| &*overdue.channel).collect();
-            let mut recorded = Vec::with_capacity(channels.len());
-            for channel in channels {
-                if self.has_recorded(channel).await {
-                    recorded.push(channel);
-                }
-            }
-            let overdue = self.store.overdue(&recorded, before, BATCH).await?;
-            if overdue.is_empty() {
-                break;
-            }
-            found += self.release_again(&overdue, now).await?;
-            suspects = self.store.overdue(&names, before, BATCH).await?;
+        while let Some(of_channel) = swept.try_next().await? {
+            found += of_channel;
         }
         self.metrics.overdue.set(found as i64);
         while self
@@ -109,6 +95,30 @@ impl Sweep {
             .await?
             == EXPIRE as u64
         {}
+        Ok(found)
+    }
+
+    async fn sweep_channel(&self, channel: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let mut before = now - self.timing.overdue;
+        if let Some(load) = self.loads.get(channel) {
+            // Where nothing is sent, silence means nothing.
+            if load.is_stopped() {
+                return Ok(0);
+            }
+            // However slow a channel is: what was released after the oldest of what it holds may be in hand too.
+            before = load.held_since.map_or(before, |since| before.min(since));
+        }
+        let overdue = || self.store.overdue(channel, before, BATCH);
+        let mut found = 0;
+        if !overdue().await?.is_empty() && self.has_recorded(channel).await {
+            loop {
+                let overdue = overdue().await?;
+                if overdue.is_empty() {
+                    break;
+                }
+                found += self.release_again(&overdue, now).await?;
+            }
+        }
         Ok(found)
     }
 
@@ -148,5 +158,74 @@ impl Sweep {
         tokio::time::timeout(PATIENCE, caught_up)
             .await
             .is_ok_and(|waited| waited.is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::broker::embedded::{self, EmbeddedBroker};
+    use crate::catalog::folder::FolderCatalog;
+    use crate::store::contract::stages::{planned, request, row};
+    use crate::store::sqlite::{self, SqliteStore};
+    use crate::store::{RecordStore, Turn, WaitingStore};
+
+    use super::*;
+
+    const CHANNEL: &str = "
+apiVersion: herald.dev/v1alpha1
+kind: Channel
+metadata: {name: NAME, namespace: shop}
+spec:
+  medium: email
+  providers: [{name: log, log: {}}]
+";
+
+    #[tokio::test]
+    async fn a_channel_that_is_not_recorded_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["behind", "lossy"] {
+            let file = dir.path().join(format!("{name}.yaml"));
+            std::fs::write(file, CHANNEL.replace("NAME", name)).unwrap();
+        }
+        let catalog = FolderCatalog::open(dir.path(), "shop").unwrap();
+        assert_eq!(catalog.reload_now().problems, []);
+        let queue = dir.path().join("queue.db");
+        let broker = EmbeddedBroker::open(&queue, embedded::Options::default()).await;
+        let options = sqlite::Options {
+            synchronous: false,
+            ..sqlite::Options::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("store.db"), options).await;
+        let store = Arc::new(store.unwrap());
+        let sweep = Sweep {
+            broker: Arc::new(broker.unwrap()),
+            store: store.clone(),
+            catalog: Arc::new(catalog),
+            loads: Arc::default(),
+            lanes: Arc::default(),
+            metrics: Arc::default(),
+            timing: Arc::default(),
+            recorded: Box::new(|channel| {
+                let (_, recorded) = watch::channel(Some(MessageId(u64::MAX)));
+                (channel == "shop/lossy").then_some(recorded)
+            }),
+        };
+        for (channel, n) in [("shop/behind", BATCH), ("shop/lossy", 1)] {
+            let request = request(channel);
+            let mut rows: Vec<_> = (0..n)
+                .map(|n| row(&request.id, &format!("person-{n}")))
+                .collect();
+            for row in &mut rows {
+                row.channel = channel.into();
+            }
+            planned(&*store, &request, &rows).await;
+            let class = herald_crds::Priority::Normal;
+            let turn = Turn::default();
+            let (chunk, _) = store.chunk(channel, class, &turn, n).await.unwrap();
+            let out: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
+            store.released(&out, Timestamp::UNIX_EPOCH).await.unwrap();
+        }
+        assert_eq!(sweep.sweep().await.unwrap(), 1);
+        assert_eq!(store.unended().await.unwrap(), (1, BATCH as u64));
     }
 }

@@ -34,10 +34,11 @@ pub trait RecordStore {
     /// attempt) is beyond the row's. An outcome of a delivery that has no row yet makes one once its `direct` is known.
     async fn record(&self, channel: &str, events: &[Events]) -> Result<(), StoreError>;
 
-    /// Rows that were released before `before`, of which nothing was heard since, and which have not ended; of these channels alone.
+    /// Rows of a channel (`namespace/name`) that were released before `before`, of which nothing was heard since, and which
+    /// have not ended; at most `limit`.
     async fn overdue(
         &self,
-        channels: &[&str],
+        channel: &str,
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<Overdue>, StoreError>;

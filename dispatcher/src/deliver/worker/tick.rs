@@ -42,9 +42,10 @@ impl Worker {
     }
 
     fn say(&self, drain: f64) {
-        let (waiting, oldest) = {
+        let (waiting, oldest, held_since) = {
             let queues = self.queues();
-            (queues.waiting(), queues.heads(Timestamp::now()))
+            let oldest = queues.heads(Timestamp::now());
+            (queues.waiting(), oldest, queues.held_since())
         };
         let now = Instant::now();
         let providers = {
@@ -78,6 +79,7 @@ impl Worker {
         let load = Load {
             waiting,
             oldest,
+            held_since,
             drain,
             rate: self.rate.per_second(),
             limit,

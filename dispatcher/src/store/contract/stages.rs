@@ -1091,12 +1091,11 @@ pub(crate) async fn what_is_overdue_is_released_again_with_the_same_round_and_at
         due: at(5_000),
     };
     tell(store, vec![event(&out[0], 1, 10, relayed)]).await;
-    let overdue = async |channels: &[&str], before: i64| {
-        store.overdue(channels, at(before), 10).await.unwrap()
-    };
-    assert!(overdue(&["shop/other"], 60_000).await.is_empty());
-    assert!(overdue(&[MAIL], 0).await.is_empty());
-    let found = overdue(&["shop/other", MAIL], 60_000).await;
+    let overdue =
+        async |channel, before: i64| store.overdue(channel, at(before), 10).await.unwrap();
+    assert!(overdue("shop/other", 60_000).await.is_empty());
+    assert!(overdue(MAIL, 0).await.is_empty());
+    let found = overdue(MAIL, 60_000).await;
     assert_eq!(found.len(), 2);
     let relayed = found.iter().find(|o| o.id == out[0].id).unwrap();
     assert_eq!((relayed.since, &*relayed.channel), (at(10), MAIL));
@@ -1117,7 +1116,7 @@ pub(crate) async fn what_was_heard_of_since_is_not_redriven(store: &impl Stages)
     let request = request("1");
     planned(store, &request, &rows(&request.id, 1)).await;
     let out = release(store, 10, at(0)).await;
-    let found = store.overdue(&[MAIL], at(60_000), 10).await.unwrap();
+    let found = store.overdue(MAIL, at(60_000), 10).await.unwrap();
     assert_eq!(found.len(), 1);
     let relayed = Step::Retrying {
         error: failure(),
@@ -1133,7 +1132,7 @@ pub(crate) async fn what_was_called_back_is_not_redriven(store: &impl Stages) {
     planned(store, &request, &rows(&request.id, 1)).await;
     release(store, 10, at(0)).await;
     store.cancel(&request.id, at(10)).await.unwrap();
-    let found = store.overdue(&[MAIL], at(60_000), 10).await.unwrap();
+    let found = store.overdue(MAIL, at(60_000), 10).await.unwrap();
     assert_eq!(store.redrive(&found, at(60_000)).await.unwrap(), 0);
     assert_eq!(waiting_and_out(store).await, (0, 0));
 }

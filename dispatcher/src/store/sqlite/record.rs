@@ -104,27 +104,27 @@ impl RecordStore for SqliteStore {
 
     async fn overdue(
         &self,
-        channels: &[&str],
+        channel: &str,
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<Overdue>, StoreError> {
-        let numbers: Vec<i64> = channels
-            .iter()
-            .filter_map(|name| self.known_channel(name))
-            .collect();
-        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64, i64)> = sqlx::query_as(OVERDUE)
-            .bind(json(&numbers))
+        let Some(number) = self.known_channel(channel) else {
+            return Ok(Vec::new());
+        };
+        let channel: Arc<str> = Arc::from(channel);
+        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = sqlx::query_as(OVERDUE)
+            .bind(number)
             .bind(millis(before))
             .bind(limit as i64)
             .fetch_all(&self.readers)
             .await
             .map_err(failed)?;
         rows.into_iter()
-            .map(|(id, notification, channel, class, since)| {
+            .map(|(id, notification, class, since)| {
                 Ok(Overdue {
                     id: delivery_id(&id)?,
                     notification: notification_id(&notification)?,
-                    channel: self.channel_name(channel)?,
+                    channel: Arc::clone(&channel),
                     priority: priority(class)?,
                     since: timestamp(since, "deliveries.heard_at")?,
                 })
@@ -534,9 +534,9 @@ pub(super) const FOLD: &str = "UPDATE deliveries SET state = f.value ->> 1, wait
         provider_id = f.value ->> 11, milliseconds = f.value ->> 12, reason = f.value ->> 13, error = f.value ->> 14
     FROM json_each(?1) AS f WHERE row = (f.value ->> 0)";
 
-pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.channel, d.priority, d.heard_at FROM json_each(?1) AS c
-    CROSS JOIN deliveries AS d ON d.channel = c.value AND d.heard_at < ?2 AND d.waiting = 0 AND d.ended_at IS NULL
+pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.priority, d.heard_at FROM deliveries AS d
     CROSS JOIN notifications AS n ON n.seq = d.notification
+    WHERE d.channel = ?1 AND d.heard_at < ?2 AND d.waiting = 0 AND d.ended_at IS NULL
     LIMIT ?3";
 
 pub(super) const UNENDED: &str = "SELECT (SELECT count(*) FROM deliveries WHERE waiting = 1)
