@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page::PageQuery;
 use super::preview::{self, Block};
 use super::view::{self, Notification};
 use super::{Api, Caller, Kind, PageOf, Params, Problem, page, schema};
@@ -272,16 +273,6 @@ async fn delivery(
     caller.require(Scope::NotificationsRead)?;
     let record = known_delivery(&api, &namespace, &id).await?;
     Ok(Json(record.into()))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct PageQuery {
-    /// Most items on the page: 1 to 1,000. Default: 100.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
 }
 
 /// List the steps of a delivery, oldest first.

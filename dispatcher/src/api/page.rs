@@ -5,7 +5,7 @@ use axum::extract::Query;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{FieldError, Problem};
 use crate::store::{Page, Paging};
@@ -35,11 +35,20 @@ pub struct PageOf<T> {
 impl<T> PageOf<T> {
     /// A page of the store, each item in its HTTP form.
     pub fn from_store<S>(page: Page<S>, form: impl FnMut(S) -> T) -> Self {
-        Self {
-            items: page.items.into_iter().map(form).collect(),
-            next: page.next,
-        }
+        let Page { items, next } = page.map(form);
+        Self { items, next }
     }
+}
+
+/// The query of a list that has no filter.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Most items on the page: 1 to 1,000. Default: 100.
+    pub limit: Option<usize>,
+    /// `next` of the page before.
+    pub cursor: Option<String>,
 }
 
 /// What `limit` and `cursor` of a query ask for: 100 items unless given, 1 to 1,000.

@@ -86,6 +86,24 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
+impl<T> Page<T> {
+    /// Nothing, and nothing after it.
+    pub const fn none() -> Self {
+        Self {
+            items: Vec::new(),
+            next: None,
+        }
+    }
+
+    /// The same page with each item in another form.
+    pub fn map<U>(self, form: impl FnMut(T) -> U) -> Page<U> {
+        Page {
+            items: self.items.into_iter().map(form).collect(),
+            next: self.next,
+        }
+    }
+}
+
 /// Which notifications are asked for: everything given must match; newest first.
 #[derive(Debug, Clone, Default)]
 pub struct NotificationFilter {

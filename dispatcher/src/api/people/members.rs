@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::super::page::PageQuery;
 use super::super::{Api, Caller, FieldError, JsonBody, PageOf, Params, Problem, page};
-use super::recipients::PageQuery;
 use super::{check_id, check_managed};
 use crate::accept::Scope;
 

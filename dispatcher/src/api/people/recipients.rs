@@ -15,6 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::body::from_value;
+use super::super::page::PageQuery;
 use super::super::view::Delivery;
 use super::super::{Api, Caller, JsonBody, Kind, PageOf, Params, Problem, page};
 use super::{check_id, invalid};
@@ -293,16 +294,6 @@ async fn list(
         .recipients(&namespace, wanted, &labels, &paging)
         .await?;
     Ok(Json(PageOf::from_store(page, |recipient| recipient)))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct PageQuery {
-    /// Most items on the page: 1 to 1,000. Default: 100.
-    pub limit: Option<usize>,
-    /// `next` of the page before.
-    pub cursor: Option<String>,
 }
 
 /// List what one person got and did not get, and why, newest first.

@@ -16,8 +16,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::body::{collect, from_json};
+use super::super::page::PageQuery;
 use super::super::{Api, Caller, FieldError, Kind, PageOf, Params, Problem, page};
-use super::recipients::PageQuery;
 use crate::accept::Scope;
 use crate::store::SuppressedAddress;
 

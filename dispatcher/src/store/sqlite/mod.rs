@@ -11,6 +11,7 @@
 
 mod asked;
 mod cursor;
+mod dead;
 #[cfg(test)]
 mod explain;
 mod fold;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
+use super::history::unanswered;
 use super::{SqliteStore, corrupt, cursor, failed, json, millis, timestamp};
 use crate::id::{NotificationId, order};
 use crate::store::{
@@ -815,11 +816,6 @@ impl PeopleStore for SqliteStore {
         })
         .await
     }
-}
-
-/// A failed statement of a question.
-fn unanswered(error: sqlx::Error) -> HistoryError {
-    HistoryError::Store(failed(error))
 }
 
 #[cfg(test)]
