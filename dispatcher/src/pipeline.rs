@@ -342,10 +342,12 @@ impl Channels {
                 .lock()
                 .get(name)
                 .is_some_and(|running| matches!(running.work, Work::Nothing));
-            if is_free && let Some(at_work) = self.work(name, channel, ledger) {
-                if let Some(running) = self.lock().get_mut(name) {
-                    running.work = Work::Declared(at_work);
-                }
+            if !is_free {
+                continue;
+            }
+            let work = self.work(name, channel, ledger);
+            if let Some(running) = self.lock().get_mut(name) {
+                running.work = work.map_or(Work::Nothing, Work::Declared);
             }
         }
         self.end_deleted(declared).await;
