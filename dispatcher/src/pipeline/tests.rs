@@ -1,6 +1,8 @@
 //! What the stages promise together, on the real queue and the real history, with a provider that does as it is told.
 
+mod changes;
 mod direct;
+mod failures;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,8 +25,8 @@ use crate::metrics::Metrics;
 use crate::provider::{Outcome, Provider, Reason};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{
-    DeadLetterFilter, DeliveryRecord, HistoryStore, NotificationRecord, Paging, PeopleStore,
-    Recipient, RecordStore, State, Store, SuppressedAddress,
+    DeliveryRecord, HistoryStore, NotificationRecord, Paging, PeopleStore, Recipient, State, Store,
+    SuppressedAddress,
 };
 use crate::timing::Timing;
 
@@ -377,117 +379,6 @@ async fn a_direct_notification_is_known_to_history_and_its_secret_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_attempt_goes_to_the_next_provider_and_a_recipient_who_is_refused_becomes_a_dead_letter()
- {
-    let stages = Stages::begin(MAIL, |provider, delivery| {
-        match (provider, &*delivery.endpoint) {
-            (_, "gone@shop.example") => Outcome::Permanent {
-                reason: reason("smtp-5.1.1"),
-                address_gone: true,
-            },
-            ("first", _) => Outcome::Transient(reason("smtp-451")),
-            _ => Outcome::Sent { provider_id: None },
-        }
-    })
-    .await;
-    stages.people(["alice", "gone"].map(str::to_owned)).await;
-    let recipients = json!([{"recipient": "alice"}, {"recipient": "gone"}]);
-    let id = stages
-        .send(json!({"template": "order", "recipients": recipients, "parameters": {"n": 1}}))
-        .await;
-    let deliveries = stages.ended(&id).await;
-    let of = |who: &str| {
-        deliveries
-            .iter()
-            .find(|delivery| &*delivery.recipient == who)
-            .unwrap()
-    };
-    assert_eq!((of("alice").state, of("alice").attempts), (State::Sent, 2));
-    assert_eq!(of("alice").provider.as_deref(), Some("second"));
-    assert_eq!(
-        (of("gone").state, of("gone").reason.as_deref()),
-        (State::Failed, Some("smtp-5.1.1"))
-    );
-    // An address that is gone is written to no more.
-    let again =
-        json!({"template": "order", "recipients": [{"recipient": "gone"}], "parameters": {"n": 2}});
-    let again = stages.send(again).await;
-    assert_eq!(stages.ended(&again).await[0].state, State::Suppressed);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn attempts_that_are_used_up_make_a_dead_letter_that_a_replay_sends_in_its_next_round() {
-    let stages = Stages::begin(MAIL, |_, delivery| match delivery.round {
-        0 => Outcome::Transient(reason("smtp-451")),
-        _ => Outcome::Sent { provider_id: None },
-    })
-    .await;
-    let id = stages
-        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
-        .await;
-    let deliveries = stages.ended(&id).await;
-    assert_eq!(
-        (deliveries[0].state, deliveries[0].attempts),
-        (State::Failed, 3)
-    );
-    let replayed = stages
-        .store
-        .replay("shop", &DeadLetterFilter::default(), 10, Timestamp::now())
-        .await
-        .unwrap();
-    assert_eq!(replayed.count, 1);
-    stages.pipeline.lanes.ready_everywhere();
-    stages
-        .wait(&id, |record| record.counts.get(&State::Sent) == Some(&1))
-        .await;
-    let deliveries = stages.deliveries(&id).await;
-    assert_eq!(
-        (
-            deliveries[0].state,
-            deliveries[0].round,
-            deliveries[0].attempts
-        ),
-        (State::Sent, 1, 1)
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn while_every_provider_is_out_of_order_no_attempt_counts() {
-    let works = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let switch = Arc::clone(&works);
-    let stages = Stages::begin(MAIL, move |_, _| {
-        if works.load(std::sync::atomic::Ordering::SeqCst) {
-            Outcome::Sent { provider_id: None }
-        } else {
-            Outcome::Transient(reason("connect"))
-        }
-    })
-    .await;
-    // Enough to open both breakers with first attempts alone.
-    for n in 0..20 {
-        let to = to(&format!("p{n}@b.example"));
-        stages
-            .send(json!({"template": "order", "recipients": to, "parameters": {"n": n}}))
-            .await;
-    }
-    let is_stopped = |stages: &Stages| {
-        let load = stages.pipeline.loads.get("shop/mail");
-        load.is_some_and(|load| load.is_stopped())
-    };
-    stages.until(is_stopped).await;
-    let asked = stages.asked().len();
-    let last =
-        json!({"template": "order", "recipients": to("last@b.example"), "parameters": {"n": 99}});
-    let last = stages.send(last).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let probes = stages.asked().len() - asked;
-    assert!(probes < 20, "{probes} attempts while nothing works");
-    switch.store(true, std::sync::atomic::Ordering::SeqCst);
-    let deliveries = stages.ended(&last).await;
-    assert_eq!(deliveries[0].state, State::Sent);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_business_event_is_told_once_and_its_own_repeat_passes() {
     let stages = Stages::begin(MAIL, |_, delivery| match delivery.attempt {
         1 => Outcome::Transient(reason("smtp-451")),
@@ -575,28 +466,6 @@ async fn members_are_those_of_the_moment_of_release() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_suspended_channel_can_be_cancelled_and_the_rest_goes_when_it_is_resumed()
-{
-    let suspended = format!("{MAIL}  suspend: true\n");
-    let stages = Stages::begin(&suspended, sent).await;
-    let request = |n: u32| json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": n}});
-    let called_back = stages.send(request(1)).await;
-    let kept = stages.send(request(2)).await;
-    for id in [&called_back, &kept] {
-        stages
-            .wait(id, |record| record.counts.values().sum::<u64>() == 1)
-            .await;
-    }
-    let reached = stages.pipeline.orders.cancel(&called_back).await.unwrap();
-    assert_eq!((reached.recalled.waiting, reached.pending), (1, false));
-    assert_eq!(stages.ended(&called_back).await[0].state, State::Cancelled);
-    assert!(stages.asked().is_empty());
-    stages.declare(MAIL);
-    assert_eq!(stages.ended(&kept).await[0].state, State::Sent);
-    assert_eq!(stages.asked().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_is_already_out_is_called_back_from_the_pod_and_prioritized_in_it() {
     // One in an hour: the first goes, the others are held by the worker or wait for the pace.
     let slow = format!("{MAIL}  rateLimit: {{count: 2, perSeconds: 1}}\n");
@@ -635,42 +504,6 @@ async fn what_is_already_out_is_called_back_from_the_pod_and_prioritized_in_it()
             .iter()
             .all(|(_, delivery)| delivery.notification != *last)
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_while_no_provider_works_is_prioritized_all_the_same() {
-    let breaker = Duration::from_secs(3600);
-    let timing = Timing {
-        breaker,
-        ..timing()
-    };
-    let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("connect"));
-    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
-    let order = |n: u32| {
-        let to = to(&format!("p{n}@b.example"));
-        json!({"template": "order", "recipients": to, "parameters": {"n": n}})
-    };
-    for n in 0..20 {
-        stages.send(order(n)).await;
-    }
-    let load = |stages: &Stages| stages.pipeline.loads.get("shop/mail").unwrap_or_default();
-    stages.until(|stages| load(stages).is_stopped()).await;
-    let before = load(&stages).waiting[Priority::Critical.index()];
-    let urgent = stages.send(order(99)).await;
-    stages
-        .wait(&urgent, |record| {
-            record.counts.get(&State::Sending) == Some(&1)
-        })
-        .await;
-    let orders = &stages.pipeline.orders;
-    orders
-        .prioritize(&urgent, Priority::Critical)
-        .await
-        .unwrap();
-    assert_eq!(before, 0);
-    stages
-        .until(|stages| load(stages).waiting[Priority::Critical.index()] == 1)
-        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -716,146 +549,6 @@ async fn what_a_slow_channel_holds_is_not_overdue() {
     }
     assert_eq!(stages.asked().len(), 2);
     assert_eq!(stages.metrics.redriven.get(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_deleted_channel_ends_as_failed_with_that_reason() {
-    let suspended = format!("{MAIL}  suspend: true\n");
-    let stages = Stages::begin(&suspended, sent).await;
-    let id = stages
-        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
-        .await;
-    stages.wait(&id, |record| !record.counts.is_empty()).await;
-    std::fs::remove_file(stages.dir.path().join("mail.yaml")).unwrap();
-    stages.catalog.reload_now();
-    let deliveries = stages.ended(&id).await;
-    assert_eq!(
-        (deliveries[0].state, deliveries[0].reason.as_deref()),
-        (State::Failed, Some("channel-deleted"))
-    );
-}
-
-/// Begins with a delivery of `order` that failed and is in the relay, and answers it.
-async fn with_a_retry_under_way() -> (Stages, NotificationId) {
-    let relays = [Duration::from_secs(2); 2];
-    let timing = Timing {
-        relays,
-        overdue: PATIENCE,
-        ..timing()
-    };
-    let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("smtp-451"));
-    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
-    let id = stages
-        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
-        .await;
-    stages
-        .wait(&id, |record| {
-            record.counts.get(&State::Retrying) == Some(&1)
-        })
-        .await;
-    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
-    (stages, id)
-}
-
-impl Stages {
-    fn suspend_order(&self) {
-        let suspended = TEMPLATES.replacen("spec:\n", "spec:\n  suspend: true\n", 1);
-        std::fs::write(self.dir.path().join("templates.yaml"), suspended).unwrap();
-        assert_eq!(self.catalog.reload_now().problems, []);
-    }
-
-    /// Waits until the only delivery is back in the waiting room, after one attempt.
-    async fn is_back(&self, id: &NotificationId) {
-        let back = async {
-            while self.store.unended().await.unwrap() != (1, 0) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, back).await.unwrap();
-        let delivery = self.deliveries(id).await.remove(0);
-        assert_eq!(delivery.reason.as_deref(), Some("template-suspended"));
-        assert_eq!(self.asked().len(), 1);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_leaves_of_a_suspended_template_not_even_a_retry_that_is_under_way() {
-    let (stages, id) = with_a_retry_under_way().await;
-    stages.suspend_order();
-    stages.is_back(&id).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_leaves_of_a_template_that_was_suspended_while_nothing_ran() {
-    let (mut stages, id) = with_a_retry_under_way().await;
-    stages.pipeline.stop().await;
-    stages.suspend_order();
-    stages.pipeline = Pipeline::start(&stages.parts);
-    stages.is_back(&id).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_failed() {
-    let suspended = format!("{MAIL}  suspend: true\n");
-    let mut stages = Stages::begin(&suspended, sent).await;
-    let id = stages
-        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
-        .await;
-    stages.wait(&id, |record| !record.counts.is_empty()).await;
-    stages.lose().await;
-    stages.pipeline.stop().await;
-    let file = stages.dir.path().join("mail.yaml");
-    // A slip of the pen ends nothing.
-    std::fs::write(&file, MAIL.replace("medium: email", "medium: pigeon")).unwrap();
-    stages.catalog = Arc::new(FolderCatalog::open(stages.dir.path(), "shop").unwrap());
-    stages.parts.catalog = Arc::clone(&stages.catalog) as _;
-    stages.pipeline = Pipeline::start(&stages.parts);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
-    std::fs::remove_file(file).unwrap();
-    stages.catalog.reload_now();
-    let deliveries = stages.ended(&id).await;
-    assert_eq!(
-        (deliveries[0].state, deliveries[0].reason.as_deref()),
-        (State::Failed, Some("channel-deleted"))
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_edited_channel_finishes_what_it_is_sending_while_others_go_on_and_sends_none_of_it_again()
- {
-    let drain = Duration::from_millis(100);
-    let timing = Timing { drain, ..timing() };
-    let slow = MAIL.replace(
-        "{name: first, log: {}}, {name: second, log: {}}",
-        "{name: gated, log: {}}",
-    );
-    let stages = Stages::begin_over(&slow, timing, sent, |broker| broker).await;
-    let order = |to_whom: &str, channel: &str| {
-        json!({"template": "order", "recipients": to(to_whom), "parameters": {"n": 1},
-            "channels": [channel]})
-    };
-    let slowly = stages.send(order("a@b.example", "mail")).await;
-    stages.until(|stages| stages.asked().len() == 1).await;
-
-    stages.declare(&format!(
-        "{slow}  concurrency: 2\n---{}",
-        MAIL.replace("name: mail", "name: other")
-    ));
-    let meanwhile = stages.send(order("b@b.example", "other")).await;
-    assert_eq!(stages.ended(&meanwhile).await[0].state, State::Sent);
-    let waits = stages.send(order("c@b.example", "mail")).await;
-    tokio::time::sleep(5 * drain).await;
-    assert_eq!(
-        stages.asked().len(),
-        2,
-        "the next begins when the last is finished"
-    );
-
-    stages.gate.add_permits(2);
-    assert_eq!(stages.ended(&slowly).await[0].state, State::Sent);
-    assert_eq!(stages.ended(&waits).await[0].state, State::Sent);
-    assert_eq!(stages.asked().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,166 @@
+//! What is declared changes while work is under way, or while nothing runs.
+
+use super::*;
+use crate::store::RecordStore;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_channel_finishes_what_it_is_sending_while_others_go_on_and_sends_none_of_it_again()
+ {
+    let drain = Duration::from_millis(100);
+    let timing = Timing { drain, ..timing() };
+    let slow = MAIL.replace(
+        "{name: first, log: {}}, {name: second, log: {}}",
+        "{name: gated, log: {}}",
+    );
+    let stages = Stages::begin_over(&slow, timing, sent, |broker| broker).await;
+    let order = |to_whom: &str, channel: &str| {
+        json!({"template": "order", "recipients": to(to_whom), "parameters": {"n": 1},
+            "channels": [channel]})
+    };
+    let slowly = stages.send(order("a@b.example", "mail")).await;
+    stages.until(|stages| stages.asked().len() == 1).await;
+
+    stages.declare(&format!(
+        "{slow}  concurrency: 2\n---{}",
+        MAIL.replace("name: mail", "name: other")
+    ));
+    let meanwhile = stages.send(order("b@b.example", "other")).await;
+    assert_eq!(stages.ended(&meanwhile).await[0].state, State::Sent);
+    let waits = stages.send(order("c@b.example", "mail")).await;
+    tokio::time::sleep(5 * drain).await;
+    assert_eq!(
+        stages.asked().len(),
+        2,
+        "the next begins when the last is finished"
+    );
+
+    stages.gate.add_permits(2);
+    assert_eq!(stages.ended(&slowly).await[0].state, State::Sent);
+    assert_eq!(stages.ended(&waits).await[0].state, State::Sent);
+    assert_eq!(stages.asked().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_suspended_channel_can_be_cancelled_and_the_rest_goes_when_it_is_resumed()
+{
+    let suspended = format!("{MAIL}  suspend: true\n");
+    let stages = Stages::begin(&suspended, sent).await;
+    let request = |n: u32| json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": n}});
+    let called_back = stages.send(request(1)).await;
+    let kept = stages.send(request(2)).await;
+    for id in [&called_back, &kept] {
+        stages
+            .wait(id, |record| record.counts.values().sum::<u64>() == 1)
+            .await;
+    }
+    let reached = stages.pipeline.orders.cancel(&called_back).await.unwrap();
+    assert_eq!((reached.recalled.waiting, reached.pending), (1, false));
+    assert_eq!(stages.ended(&called_back).await[0].state, State::Cancelled);
+    assert!(stages.asked().is_empty());
+    stages.declare(MAIL);
+    assert_eq!(stages.ended(&kept).await[0].state, State::Sent);
+    assert_eq!(stages.asked().len(), 1);
+}
+
+/// Begins with a delivery of `order` that failed and is in the relay, and answers it.
+async fn with_a_retry_under_way() -> (Stages, NotificationId) {
+    let relays = [Duration::from_secs(2); 2];
+    let timing = Timing {
+        relays,
+        overdue: PATIENCE,
+        ..timing()
+    };
+    let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("smtp-451"));
+    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    stages
+        .wait(&id, |record| {
+            record.counts.get(&State::Retrying) == Some(&1)
+        })
+        .await;
+    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
+    (stages, id)
+}
+
+impl Stages {
+    fn suspend_order(&self) {
+        let suspended = TEMPLATES.replacen("spec:\n", "spec:\n  suspend: true\n", 1);
+        std::fs::write(self.dir.path().join("templates.yaml"), suspended).unwrap();
+        assert_eq!(self.catalog.reload_now().problems, []);
+    }
+
+    /// Waits until the only delivery is back in the waiting room, after one attempt.
+    async fn is_back(&self, id: &NotificationId) {
+        let back = async {
+            while self.store.unended().await.unwrap() != (1, 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, back).await.unwrap();
+        let delivery = self.deliveries(id).await.remove(0);
+        assert_eq!(delivery.reason.as_deref(), Some("template-suspended"));
+        assert_eq!(self.asked().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_of_a_suspended_template_not_even_a_retry_that_is_under_way() {
+    let (stages, id) = with_a_retry_under_way().await;
+    stages.suspend_order();
+    stages.is_back(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_leaves_of_a_template_that_was_suspended_while_nothing_ran() {
+    let (mut stages, id) = with_a_retry_under_way().await;
+    stages.pipeline.stop().await;
+    stages.suspend_order();
+    stages.pipeline = Pipeline::start(&stages.parts);
+    stages.is_back(&id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_deleted_channel_ends_as_failed_with_that_reason() {
+    let suspended = format!("{MAIL}  suspend: true\n");
+    let stages = Stages::begin(&suspended, sent).await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    stages.wait(&id, |record| !record.counts.is_empty()).await;
+    std::fs::remove_file(stages.dir.path().join("mail.yaml")).unwrap();
+    stages.catalog.reload_now();
+    let deliveries = stages.ended(&id).await;
+    assert_eq!(
+        (deliveries[0].state, deliveries[0].reason.as_deref()),
+        (State::Failed, Some("channel-deleted"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_failed() {
+    let suspended = format!("{MAIL}  suspend: true\n");
+    let mut stages = Stages::begin(&suspended, sent).await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    stages.wait(&id, |record| !record.counts.is_empty()).await;
+    stages.lose().await;
+    stages.pipeline.stop().await;
+    let file = stages.dir.path().join("mail.yaml");
+    // A slip of the pen ends nothing.
+    std::fs::write(&file, MAIL.replace("medium: email", "medium: pigeon")).unwrap();
+    stages.catalog = Arc::new(FolderCatalog::open(stages.dir.path(), "shop").unwrap());
+    stages.parts.catalog = Arc::clone(&stages.catalog) as _;
+    stages.pipeline = Pipeline::start(&stages.parts);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(stages.store.unended().await.unwrap(), (0, 1));
+    std::fs::remove_file(file).unwrap();
+    stages.catalog.reload_now();
+    let deliveries = stages.ended(&id).await;
+    assert_eq!(
+        (deliveries[0].state, deliveries[0].reason.as_deref()),
+        (State::Failed, Some("channel-deleted"))
+    );
+}
