@@ -13,7 +13,7 @@ use herald_dispatcher::id::{DeliveryId, NotificationId, order};
 use herald_dispatcher::message::{Event, Events, Request, Step, SystemState, To};
 use herald_dispatcher::store::sqlite::{Options, SqliteStore};
 use herald_dispatcher::store::{
-    Cursor, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting, WaitingStore,
+    Chunk, Cursor, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting, WaitingStore,
 };
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -103,7 +103,11 @@ async fn alone(
     let mut out = Vec::with_capacity(rows);
     let mut turn = Turn::default();
     loop {
-        let (mut chunk, next) = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
+        let Chunk {
+            rows: mut chunk,
+            next,
+            ..
+        } = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
         if chunk.is_empty() {
             break;
         }
@@ -142,7 +146,8 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         let mut released = 0;
         while released < rows {
             let turn = Turn::default();
-            let (chunk, _) = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
+            let Chunk { rows: chunk, .. } =
+                store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
             release(store, &chunk).await?;
             released += chunk.len();
             for waiting in chunk {

@@ -108,7 +108,8 @@ impl Fanout {
                     None
                 }
                 None => {
-                    let detail = "the notification is not in the database".to_owned();
+                    let detail =
+                        "the notification is not in the database, or cannot be read".to_owned();
                     let failure = Failure {
                         reason: Arc::from("unknown-notification"),
                         detail,

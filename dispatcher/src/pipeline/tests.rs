@@ -296,7 +296,8 @@ impl Stages {
         let store: &dyn Store = &*self.store;
         let class = Priority::Normal;
         let turn = crate::store::Turn::default();
-        let (rows, _) = store.chunk("shop/mail", class, &turn, 10).await.unwrap();
+        let crate::store::Chunk { rows, .. } =
+            store.chunk("shop/mail", class, &turn, 10).await.unwrap();
         let rows: Vec<_> = rows
             .iter()
             .map(|row| (row.row, row.round, row.attempt))

@@ -414,9 +414,11 @@ impl Plan {
             }
             let mut errors = failed;
             for (id, error) in refused {
-                // It will not pass by itself: held, so that it is seen and stands in nobody's way.
-                tracing::error!(notification = %id, %error, "recipients cannot be resolved: held");
-                errors.extend(self.store.hold(&id, 0, 0).await.err());
+                // It will not pass by itself: ended, so that it is seen and stands in nobody's way.
+                tracing::error!(notification = %id, %error, "recipients cannot be resolved: ended as failed");
+                let error = error.to_string();
+                let refused = self.store.refuse(&id, "definition", &error, now).await;
+                errors.extend(refused.err());
             }
             for error in &errors {
                 self.store_error("resolve", error);

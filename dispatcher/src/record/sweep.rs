@@ -167,7 +167,7 @@ mod tests {
     use crate::catalog::folder::FolderCatalog;
     use crate::store::contract::stages::{planned, request, row};
     use crate::store::sqlite::{self, SqliteStore};
-    use crate::store::{RecordStore, Turn, WaitingStore};
+    use crate::store::{Chunk, RecordStore, Turn, WaitingStore};
 
     use super::*;
 
@@ -221,7 +221,7 @@ spec:
             planned(&*store, &request, &rows).await;
             let class = herald_crds::Priority::Normal;
             let turn = Turn::default();
-            let (chunk, _) = store.chunk(channel, class, &turn, n).await.unwrap();
+            let Chunk { rows: chunk, .. } = store.chunk(channel, class, &turn, n).await.unwrap();
             let out: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
             store.released(&out, Timestamp::UNIX_EPOCH).await.unwrap();
         }

@@ -85,7 +85,7 @@ pub struct ResolveStep {
 pub struct Member {
     /// The recipient's id.
     pub id: Arc<str>,
-    /// The recipient as it is now; `None`: not in the directory.
+    /// The recipient as it is now; `None`: not in the directory, or not to be read.
     pub recipient: Option<Arc<super::Recipient>>,
 }
 
@@ -114,7 +114,8 @@ pub trait PlanStore {
 
     /// Notifications whose moment of resolving (acceptance or `sendAt`) has come and whose recipients are not all
     /// resolved, nor cancelled or held; the most urgent class first, and within it those resolved the least so far. Fewer
-    /// than `limit` if they name more than [`MOST_NAMED`] recipients together.
+    /// than `limit` if they name more than [`MOST_NAMED`] recipients together. What
+    /// cannot be read is [refused](Self::refuse).
     async fn unresolved(&self, now: Timestamp, limit: usize)
     -> Result<Vec<Unresolved>, StoreError>;
 
@@ -131,6 +132,16 @@ pub trait PlanStore {
         steps: Vec<ResolveStep>,
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError>;
+
+    /// Ends the resolving of a notification that cannot be resolved: one delivery that has failed, to nobody and for this
+    /// reason, stands for all that are missing.
+    async fn refuse(
+        &self,
+        notification: &NotificationId,
+        reason: &str,
+        error: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// Holds a notification until its sender confirms it: `recipients` are more than the template allows.
     async fn hold(
@@ -187,6 +198,6 @@ pub trait PlanStore {
     /// A definition by its hash, zstd-compressed; `None` if it was never written down.
     async fn definition(&self, hash: &str) -> Result<Option<Bytes>, StoreError>;
 
-    /// The requests of these notifications; those that are not there are left out.
+    /// The requests of these notifications; those that are not there, or cannot be read, are left out.
     async fn requests(&self, ids: &[NotificationId]) -> Result<Vec<Arc<Request>>, StoreError>;
 }

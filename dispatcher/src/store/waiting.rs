@@ -48,6 +48,26 @@ pub struct Waiting {
     pub delivery: Option<Box<Delivery>>,
 }
 
+/// A row that is not what Herald wrote: it stands in nobody's way once it is [set aside](WaitingStore::set_aside).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The store's own number of the row.
+    pub row: i64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Rows of one channel and class to release.
+#[derive(Debug, Clone, Default)]
+pub struct Chunk {
+    /// The rows.
+    pub rows: Vec<Waiting>,
+    /// Those whose turn it was too and that cannot be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Whose turn it was.
+    pub next: Turn,
+}
+
 /// How much waits, for `GET …/channels/{name}` and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
@@ -85,7 +105,11 @@ pub trait WaitingStore {
         priority: Priority,
         turn: &Turn,
         limit: usize,
-    ) -> Result<(Vec<Waiting>, Turn), StoreError>;
+    ) -> Result<Chunk, StoreError>;
+
+    /// Ends ready rows that cannot be read as failed (`unreadable`): dead letters without their deliveries, which a replay
+    /// renders again.
+    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), StoreError>;
 
     /// Marks rows as released, given their `(row, round, attempt)`: rows that have changed since are left alone.
     async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError>;

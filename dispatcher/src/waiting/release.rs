@@ -15,8 +15,8 @@ use crate::deliver::ledger::Ledger;
 use crate::fanout::{FannedOut, Fanout, bundle};
 use crate::id::DeliveryId;
 use crate::message::{self, Events};
-use crate::metrics::{ChannelClass, Metrics, Operation};
-use crate::store::{Store, StoreError, Turn};
+use crate::metrics::{ChannelClass, ChannelReason, Metrics, Operation};
+use crate::store::{Chunk, Store, StoreError, Turn, Unreadable};
 use crate::timing::Timing;
 
 /// How long rows of a suspended template rest before they are looked at again.
@@ -165,12 +165,19 @@ impl Release {
         limit: usize,
     ) -> Result<usize, ReleaseError> {
         let chunk = self.store.chunk(&self.channel, class, turn, limit).await;
-        let (rows, next) = chunk.map_err(ReleaseError::Store)?;
-        let count = rows.len();
+        let Chunk {
+            rows,
+            unreadable,
+            next,
+        } = chunk.map_err(ReleaseError::Store)?;
+        let count = rows.len() + unreadable.len();
         if count == 0 {
             return Ok(0);
         }
         let now = Timestamp::now();
+        if !unreadable.is_empty() {
+            self.set_aside(&unreadable, now).await?;
+        }
         let fanned = self
             .fanout
             .chunk(&self.channel, &channel.spec, class, rows, now)
@@ -190,6 +197,27 @@ impl Release {
         left?;
         *turn = next;
         Ok(count)
+    }
+
+    /// Ends what cannot be read, so that it does not stand before all that can.
+    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), ReleaseError> {
+        for Unreadable { row, reason } in rows {
+            tracing::error!(
+                channel = &*self.channel,
+                row,
+                reason,
+                "a row cannot be read and ends as failed"
+            );
+        }
+        let labels = ChannelReason {
+            channel: self.channel.to_string(),
+            reason: "unreadable".to_owned(),
+        };
+        let set_aside = self.store.set_aside(rows, now).await;
+        set_aside.map_err(ReleaseError::Store)?;
+        let dead = self.metrics.dead.get_or_create(&labels);
+        dead.inc_by(rows.len() as u64);
+        Ok(())
     }
 
     /// Hands a chunk to the broker, then marks its rows.

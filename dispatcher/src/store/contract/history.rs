@@ -28,6 +28,7 @@ impl<T: Stages + HistoryStore> Told for T {}
 macro_rules! history_contract {
     ($open:path) => {
         $crate::store::contract::history::history_contract!(@tests $open:
+            a_notification_that_cannot_be_resolved_ends_with_the_reason,
             a_notification_is_told_with_its_counts_until_it_has_ended,
             another_namespace_is_told_nothing,
             notifications_are_found_by_whatever_they_have,
@@ -640,7 +641,7 @@ pub(crate) async fn a_replayed_dead_letter_is_ready_in_its_next_round(store: &im
         .unwrap();
     assert_eq!(record.ended_at, None, "it goes on");
 
-    let (chunk, _) = store
+    let crate::store::Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 10)
         .await
         .unwrap();
@@ -848,4 +849,31 @@ pub(crate) async fn definitions_in_force_are_told_newest_first(store: &impl Told
     assert_eq!(told("none").await, []);
     let definition = store.definition("sha256:c").await.unwrap();
     assert_eq!(definition, Some(Bytes::from("sha256:c")));
+}
+
+pub(crate) async fn a_notification_that_cannot_be_resolved_ends_with_the_reason(store: &impl Told) {
+    let request = request("1");
+    store
+        .insert_notifications(&[], &[std::sync::Arc::new(request.clone())])
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let refused = store.refuse(&request.id, "definition", "it is not known", at(5));
+        refused.await.unwrap();
+        assert!(store.unresolved(at(5), 10).await.unwrap().is_empty());
+        let record = store.notification("shop", &request.id).await.unwrap();
+        let record = record.unwrap();
+        assert!(record.ended() && record.held.is_none());
+        assert_eq!(record.ended_at, Some(at(5)));
+        assert_eq!(record.counts.get(&State::Failed), Some(&1));
+        let paging = Paging {
+            limit: 10,
+            cursor: None,
+        };
+        let deliveries = store.deliveries("shop", &request.id, None, &paging);
+        let deliveries = deliveries.await.unwrap().items;
+        assert_eq!(deliveries.len(), 1);
+        assert_eq!(deliveries[0].reason.as_deref(), Some("definition"));
+        assert_eq!(deliveries[0].error.as_deref(), Some("it is not known"));
+    }
 }

@@ -19,8 +19,8 @@ use crate::message::{
     Delivery, Direct, DirectDelivery, Event, Events, Failure, Request, Step, Suppression, To,
 };
 use crate::store::{
-    Cursor, NewDelivery, PlanStore, Planned, RecordStore, ResolveStep, StoreError, Turn, Waiting,
-    WaitingStore,
+    Chunk, Cursor, NewDelivery, PlanStore, Planned, RecordStore, ResolveStep, StoreError, Turn,
+    Waiting, WaitingStore,
 };
 
 /// What the contract is about.
@@ -175,7 +175,7 @@ pub(crate) async fn planned(store: &impl Stages, request: &Request, rows: &[NewD
 
 /// Takes a chunk and marks it released at `now`.
 pub(crate) async fn release(store: &impl Stages, limit: usize, now: Timestamp) -> Vec<Waiting> {
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), limit)
         .await
         .unwrap();
@@ -612,7 +612,7 @@ pub(crate) async fn a_chunk_is_the_notification_whose_turn_it_is_by_due_time(sto
     people[1].due = at(-3_000);
     people[2].due = at(-2_000);
     planned(store, &request, &people).await;
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 2)
         .await
         .unwrap();
@@ -630,7 +630,9 @@ pub(crate) async fn a_chunk_is_the_notification_whose_turn_it_is_by_due_time(sto
             namespace: 5,
             ..Turn::default()
         };
-        let (chunk, next) = store.chunk(channel, class, &turn, 2).await.unwrap();
+        let Chunk {
+            rows: chunk, next, ..
+        } = store.chunk(channel, class, &turn, 2).await.unwrap();
         assert!(chunk.is_empty());
         assert_eq!(next, turn);
     }
@@ -654,7 +656,9 @@ pub(crate) async fn small_notifications_fill_a_chunk_together_and_turns_go_round
     let mut turn = Turn::default();
     let mut chunks = Vec::new();
     for _ in 0..5 {
-        let (chunk, next) = store.chunk(MAIL, Priority::Normal, &turn, 3).await.unwrap();
+        let Chunk {
+            rows: chunk, next, ..
+        } = store.chunk(MAIL, Priority::Normal, &turn, 3).await.unwrap();
         turn = next;
         let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
         store.released(&rows, at(0)).await.unwrap();
@@ -692,7 +696,9 @@ pub(crate) async fn a_message_to_one_is_in_the_next_chunk_whatever_else_waits(st
     for round in 0..4 {
         let one = request(&format!("one-{round}"));
         planned(store, &one, &rows(&one.id, 1)).await;
-        let (chunk, next) = store
+        let Chunk {
+            rows: chunk, next, ..
+        } = store
             .chunk(MAIL, Priority::Normal, &turn, 10)
             .await
             .unwrap();
@@ -716,7 +722,7 @@ pub(crate) async fn a_released_row_is_out_and_a_row_that_has_changed_is_left_alo
 ) {
     let request = request("1");
     planned(store, &request, &rows(&request.id, 2)).await;
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 10)
         .await
         .unwrap();
@@ -736,7 +742,7 @@ pub(crate) async fn what_is_postponed_waits_until_then(store: &impl Stages) {
     let request = request("1");
     planned(store, &request, &rows(&request.id, 3)).await;
     let out = release(store, 1, at(0)).await;
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
@@ -877,7 +883,7 @@ pub(crate) async fn prioritizing_moves_what_waits_and_what_is_still_to_be_resolv
     // What was out comes back into the new class too.
     let back = returned(&out[0], 1, at(2));
     tell(store, vec![event(&out[0], 1, 2, back)]).await;
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::High, &Turn::default(), 10)
         .await
         .unwrap();

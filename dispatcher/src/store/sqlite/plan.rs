@@ -196,8 +196,19 @@ async fn insert_blob(
     Ok(())
 }
 
-/// Whether the request is packed, the request, priority, cursor, rows, confirmed.
-type UnresolvedRow = (i64, Vec<u8>, i64, String, i64, Option<i64>);
+/// The id, whether the request is packed, the request, priority, cursor, rows, confirmed.
+type UnresolvedRow = (Vec<u8>, i64, Vec<u8>, i64, String, i64, Option<i64>);
+
+fn row_to_resolve(row: UnresolvedRow) -> Result<Unresolved, StoreError> {
+    let (_, packed, request, priority, cursor, rows, confirmed) = row;
+    Ok(Unresolved {
+        request: Arc::new(asked::unpack(packed != 0, &request, priority)?),
+        cursor: serde_json::from_str(&cursor)
+            .map_err(|error| corrupt("notifications.cursor", &error))?,
+        rows: rows as u64,
+        confirmed: confirmed.map(|n| n as u64),
+    })
+}
 
 /// What a row takes from its notification.
 #[derive(Debug, Clone, Copy)]
@@ -294,20 +305,25 @@ impl PlanStore for SqliteStore {
             .bind(limit as i64)
             .fetch(&self.readers);
         let mut unresolved = Vec::new();
+        let mut unreadable = Vec::new();
         let mut named = 0;
         while named <= MOST_NAMED
             && let Some(row) = rows.try_next().await.map_err(failed)?
         {
-            let (packed, request, priority, cursor, rows, confirmed) = row;
-            let request = Arc::new(asked::unpack(packed != 0, &request, priority)?);
-            named += request.recipients.len();
-            unresolved.push(Unresolved {
-                request,
-                cursor: serde_json::from_str(&cursor)
-                    .map_err(|error| corrupt("notifications.cursor", &error))?,
-                rows: rows as u64,
-                confirmed: confirmed.map(|n| n as u64),
-            });
+            let id = row.0.clone();
+            match row_to_resolve(row) {
+                Ok(one) => {
+                    named += one.request.recipients.len();
+                    unresolved.push(one);
+                }
+                Err(error) => unreadable.push((notification_id(&id)?, error.to_string())),
+            }
+        }
+        drop(rows);
+        for (id, error) in unreadable {
+            tracing::error!(notification = %id, error, "a notification cannot be read and ends as failed");
+            self.refuse_as(id, "unreadable".to_owned(), error, now)
+                .await?;
         }
         Ok(unresolved)
     }
@@ -391,6 +407,18 @@ impl PlanStore for SqliteStore {
             })
         })
         .await
+    }
+
+    async fn refuse(
+        &self,
+        notification: &NotificationId,
+        reason: &str,
+        error: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (reason, error) = (reason.to_owned(), error.to_owned());
+        self.refuse_as(*notification, reason, error, millis(now))
+            .await
     }
 
     async fn hold(
@@ -495,18 +523,18 @@ impl PlanStore for SqliteStore {
             }
         }
         .map_err(failed)?;
-        rows.into_iter()
-            .map(|(id, recipient)| {
-                let recipient = recipient
-                    .map(|text| serde_json::from_str::<Recipient>(&text).map(Arc::new))
-                    .transpose()
-                    .map_err(|error| corrupt("recipients.recipient", &error))?;
-                Ok(Member {
-                    id: Arc::from(id),
-                    recipient,
-                })
-            })
-            .collect()
+        let members = rows.into_iter().map(|(id, recipient)| {
+            let recipient = recipient.and_then(|text| {
+                serde_json::from_str::<Recipient>(&text)
+                    .inspect_err(|error| tracing::error!(%error, "a recipient cannot be read"))
+                    .ok()
+            });
+            Member {
+                id: Arc::from(id),
+                recipient: recipient.map(Arc::new),
+            }
+        });
+        Ok(members.collect())
     }
 
     async fn count_members(
@@ -635,11 +663,62 @@ impl PlanStore for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(failed)?;
-        rows.into_iter()
-            .map(|(packed, request, priority)| {
-                asked::unpack(packed != 0, &request, priority).map(Arc::new)
+        let mut requests = Vec::with_capacity(rows.len());
+        for (packed, request, priority) in rows {
+            match asked::unpack(packed != 0, &request, priority) {
+                Ok(request) => requests.push(Arc::new(request)),
+                Err(error) => tracing::error!(%error, "what was asked cannot be read"),
+            }
+        }
+        Ok(requests)
+    }
+}
+
+impl SqliteStore {
+    async fn refuse_as(
+        &self,
+        notification: NotificationId,
+        reason: String,
+        error: String,
+        now: i64,
+    ) -> Result<(), StoreError> {
+        let nowhere = self.channel_number("").await?;
+        let id = DeliveryId::new(&notification, "", "", 0, "", 0);
+        self.write(move |c| {
+            Box::pin(async move {
+                let refused: Option<(i64, i64, String)> = sqlx::query_as(
+                    "UPDATE notifications SET pending = 0, resolved = 1 WHERE id = ?1 AND pending > 0
+                     RETURNING seq, priority, namespace",
+                )
+                .bind(notification.as_bytes().as_slice())
+                .fetch_optional(&mut *c)
+                .await
+                .map_err(failed)?;
+                let Some((seq, priority, namespace)) = refused else {
+                    return Ok(());
+                };
+                let done = sqlx::query(
+                    "INSERT INTO deliveries (id, notification, namespace, channel, priority, state, waiting,
+                         recipient, endpoint, locale, created_at, due_at, ended_at, reason, error)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 7, 0, '', '', '', ?6, ?6, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+                )
+                .bind(id.as_bytes().as_slice())
+                .bind(seq)
+                .bind(id::order(&namespace))
+                .bind(nowhere)
+                .bind(priority)
+                .bind(now)
+                .bind(reason)
+                .bind(error)
+                .execute(&mut *c)
+                .await
+                .map_err(failed)?;
+                let mut tally = Tally::default();
+                tally.moved(seq, None, State::Failed, done.rows_affected() as i64, now);
+                tally.apply(c).await
             })
-            .collect()
+        })
+        .await
     }
 }
 
@@ -709,7 +788,7 @@ pub(super) const MOVED: &str = "UPDATE notifications SET cursor = coalesce(s.val
     RETURNING id, seq, priority, namespace, sensitive = 1";
 
 pub(super) const UNRESOLVED: &str =
-    "SELECT typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows,
+    "SELECT n.id, typeof(r.request) = 'blob', r.request, n.priority, n.cursor, n.rows,
         n.confirmed
     FROM notifications AS n CROSS JOIN requests AS r ON r.notification = n.seq
     WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1";

@@ -11,7 +11,7 @@ use crate::store::contract::stages::{
     MAIL, Stages, at, delivery, event, failure, planned, release, request, returned, row, rows,
     sent, store_contract, tell,
 };
-use crate::store::{Cursor, PlanStore, RecordStore, Turn, Waiting, WaitingStore};
+use crate::store::{Chunk, Cursor, PlanStore, RecordStore, Turn, Waiting, WaitingStore};
 
 /// A store in a folder of its own.
 pub(super) struct Opened {
@@ -141,7 +141,7 @@ async fn counts_and_the_end_follow_the_rows() {
     tell(store, vec![event(&out[1], 1, 20, sent())]).await;
     store.ripen(at(60_000), 10).await.unwrap();
     assert_eq!(counts().await, "[0,2,0,1,1,0,0,0,0,1,5,null]");
-    let (chunk, _) = store
+    let Chunk { rows: chunk, .. } = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
@@ -574,4 +574,68 @@ proptest! {
         let found = runtime.block_on(recorded(&told, &order, batch));
         prop_assert_eq!(expected, found);
     }
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_ends_and_the_others_go_on() {
+    let opened = open().await;
+    let store = &opened.store;
+    let request = request("1");
+    planned(store, &request, &rows(&request.id, 2)).await;
+    let out = release(store, 10, at(0)).await;
+    let back = returned(&out[0], 1, at(10));
+    tell(store, vec![event(&out[0], 1, 10, back)]).await;
+    let other = crate::store::contract::stages::request("2");
+    planned(store, &other, &rows(&other.id, 1)).await;
+    store.ripen(at(20), 10).await.unwrap();
+    let spoil = "UPDATE carried SET delivery = 'spoilt'";
+    store
+        .write(move |c| {
+            Box::pin(async move { sqlx::query(spoil).execute(c).await.map_err(failed) })
+        })
+        .await
+        .unwrap();
+    let turn = Turn::default();
+    let chunk = store
+        .chunk(MAIL, Priority::Normal, &turn, 10)
+        .await
+        .unwrap();
+    assert_eq!(chunk.rows.len(), 1);
+    assert_eq!(chunk.unreadable.len(), 1);
+    assert!(chunk.unreadable[0].reason.contains("carried.delivery"));
+    for _ in 0..2 {
+        store.set_aside(&chunk.unreadable, at(30)).await.unwrap();
+    }
+    assert_eq!(release(store, 10, at(30)).await.len(), 1);
+    let dead = "SELECT json_array(state, dead, reason, round) FROM deliveries WHERE dead = 1";
+    assert_eq!(opened.dump(dead).await, [r#"[7,1,"unreadable",0]"#]);
+    assert_eq!(opened.dump("SELECT row FROM carried").await.len(), 0);
+    assert_eq!(
+        opened.dump(COUNTS).await.len(),
+        2,
+        "two notifications are counted"
+    );
+}
+
+#[tokio::test]
+async fn a_notification_that_cannot_be_read_ends_and_the_others_are_resolved() {
+    let opened = open().await;
+    let store = &opened.store;
+    let [spoilt, sound] = ["1", "2"].map(|key| Arc::new(request(key)));
+    let both = [Arc::clone(&spoilt), Arc::clone(&sound)];
+    store.insert_notifications(&[], &both).await.unwrap();
+    let spoil = "UPDATE requests SET request = '{}' WHERE notification = 1";
+    store
+        .write(move |c| {
+            Box::pin(async move { sqlx::query(spoil).execute(c).await.map_err(failed) })
+        })
+        .await
+        .unwrap();
+    let unresolved = store.unresolved(at(0), 10).await.unwrap();
+    let left: Vec<_> = unresolved.iter().map(|one| one.request.id).collect();
+    assert_eq!(left, [sound.id]);
+    let ended = "SELECT json_array(reason, state) FROM deliveries";
+    assert_eq!(opened.dump(ended).await, [r#"["unreadable",7]"#]);
+    let ids = [spoilt.id, sound.id];
+    assert_eq!(store.requests(&ids).await.unwrap().len(), 1);
 }

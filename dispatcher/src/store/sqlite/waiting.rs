@@ -13,7 +13,9 @@ use super::{
     SqliteStore, delivery_id, failed, json, millis, notification_id, priority, state, timestamp,
 };
 use crate::id::NotificationId;
-use crate::store::{Backlog, Recalled, State, StoreError, Turn, Waiting, WaitingStore};
+use crate::store::{
+    Backlog, Chunk, Recalled, State, StoreError, Turn, Unreadable, Waiting, WaitingStore,
+};
 
 /// Most rows that one transaction changes when a whole notification is cancelled or given another class.
 const SWEEP: i64 = 2_000;
@@ -110,9 +112,12 @@ impl WaitingStore for SqliteStore {
         priority: Priority,
         turn: &Turn,
         limit: usize,
-    ) -> Result<(Vec<Waiting>, Turn), StoreError> {
+    ) -> Result<Chunk, StoreError> {
         let Some(channel) = self.known_channel(channel) else {
-            return Ok((Vec::new(), turn.clone()));
+            return Ok(Chunk {
+                next: turn.clone(),
+                ..Chunk::default()
+            });
         };
         let class = priority.index() as i64;
         let mut heads = self.heads(channel, class, turn, limit).await?;
@@ -152,11 +157,63 @@ impl WaitingStore for SqliteStore {
         }
         // In turn; those of one notification by due time.
         rows.sort_unstable_by_key(|(index, row)| (*index, row.7, row.1));
-        let waiting: Result<_, _> = rows
-            .into_iter()
-            .map(|(_, row)| row_that_waits(row))
-            .collect();
-        Ok((waiting?, turns::after(turn, &heads)))
+        let mut chunk = Chunk {
+            rows: Vec::with_capacity(rows.len()),
+            unreadable: Vec::new(),
+            next: turns::after(turn, &heads),
+        };
+        for (_, row) in rows {
+            let number = row.1;
+            match row_that_waits(row) {
+                Ok(waiting) => chunk.rows.push(waiting),
+                Err(error) => chunk.unreadable.push(Unreadable {
+                    row: number,
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        Ok(chunk)
+    }
+
+    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = rows.iter().map(|one| (one.row, &one.reason)).collect();
+        let rows = json(&rows);
+        let now = millis(now);
+        self.write(move |c| {
+            Box::pin(async move {
+                let groups: Vec<(i64, i64, i64)> = sqlx::query_as(
+                    "SELECT d.notification, d.state, count(*) FROM json_each(?1) AS r
+                     CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0) AND d.waiting = 2
+                     GROUP BY d.notification, d.state",
+                )
+                .bind(&rows)
+                .fetch_all(&mut *c)
+                .await
+                .map_err(failed)?;
+                for statement in [
+                    "DELETE FROM carried WHERE row IN (SELECT value ->> 0 FROM json_each(?1))",
+                    "UPDATE deliveries SET state = 7, waiting = 0, dead = 1, ended_at = ?2,
+                         reason = 'unreadable', error = r.value ->> 1
+                     FROM json_each(?1) AS r WHERE row = (r.value ->> 0) AND waiting = 2",
+                ] {
+                    sqlx::query(statement)
+                        .bind(&rows)
+                        .bind(now)
+                        .execute(&mut *c)
+                        .await
+                        .map_err(failed)?;
+                }
+                let mut tally = Tally::default();
+                for (seq, from, n) in groups {
+                    tally.moved(seq, Some(state(from)?), State::Failed, n, now);
+                }
+                tally.apply(c).await
+            })
+        })
+        .await
     }
 
     async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError> {
