@@ -185,6 +185,13 @@ impl Pipeline {
             Arc::clone(metrics),
             stop.clone(),
         ));
+        tasks.spawn(waiting::wake(
+            Arc::clone(store),
+            Arc::clone(catalog),
+            Arc::clone(&lanes),
+            Arc::clone(metrics),
+            stop.clone(),
+        ));
         tasks.spawn(sweep.run(stop.clone()));
         tasks.spawn(Arc::clone(&channels).supervise(stop.clone()));
         tasks.close();

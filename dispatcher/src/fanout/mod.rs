@@ -47,8 +47,8 @@ pub struct FannedOut {
     pub ended: Vec<Event>,
     /// Rows that have left the waiting room with this chunk: `(row, round, attempt)`.
     pub left: Vec<(i64, u16, u16)>,
-    /// Rows that must wait longer: their template is suspended.
-    pub postponed: Vec<i64>,
+    /// Rows that are to rest: their template is suspended.
+    pub resting: Vec<i64>,
 }
 
 /// Turns rows into deliveries.
@@ -99,7 +99,7 @@ impl Fanout {
             .into_iter()
             .filter_map(|row| match prepared.get(&row.notification) {
                 Some(Ok(prepared)) if self.is_suspended(&prepared.request) => {
-                    fanned.postponed.push(row.row);
+                    fanned.resting.push(row.row);
                     None
                 }
                 Some(Ok(prepared)) => Some((row, Arc::clone(prepared))),

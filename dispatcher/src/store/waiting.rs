@@ -75,7 +75,7 @@ pub struct Backlog {
     pub due: u64,
     /// Due time of the oldest of them.
     pub oldest: Option<Timestamp>,
-    /// Rows whose time has not come.
+    /// Rows whose time has not come, or whose template is suspended.
     pub scheduled: u64,
 }
 
@@ -114,8 +114,19 @@ pub trait WaitingStore {
     /// Marks rows as released, given their `(row, round, attempt)`: rows that have changed since are left alone.
     async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError>;
 
-    /// Puts ready rows off until `due`: they have not been released.
-    async fn postpone(&self, rows: &[i64], due: Timestamp) -> Result<(), StoreError>;
+    /// Puts ready rows, which have not been released, to rest: nothing looks at them until their template is
+    /// [woken](Self::wake).
+    async fn rest(&self, rows: &[i64]) -> Result<(), StoreError>;
+
+    /// Templates `(namespace, name)` of which something rests.
+    async fn resting(&self) -> Result<Vec<(Arc<str>, Arc<str>)>, StoreError>;
+
+    /// Makes what rests of a template ready again; answers the channels and classes concerned.
+    async fn wake(
+        &self,
+        namespace: &str,
+        template: &str,
+    ) -> Result<Vec<(Arc<str>, Priority)>, StoreError>;
 
     /// Takes a notification's rows that have not left out of the waiting room, as cancelled, and stops its resolving.
     /// Answers how many rows, and the channels of the rows that are already out.

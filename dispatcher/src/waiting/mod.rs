@@ -20,9 +20,10 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::{Catalog, Snapshot};
 use crate::id::FullName;
 use crate::metrics::{Metrics, Operation};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Rows made ready in one transaction.
 const RIPEN: usize = 5_000;
@@ -59,22 +60,26 @@ impl Lane {
 /// Which channel and class has rows that are due: told by whoever makes them so, so that nobody has to ask SQL.
 #[derive(Debug, Default)]
 pub struct Lanes {
-    lanes: RwLock<HashMap<FullName, Arc<Lane>>>,
+    by_channel: RwLock<HashMap<FullName, Arc<Lane>>>,
     scheduled: Notify,
+    rested: Notify,
 }
 
 impl Lanes {
     /// The lane of a channel.
     pub fn lane(&self, channel: &str) -> Arc<Lane> {
         if let Some(lane) = self
-            .lanes
+            .by_channel
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(channel)
         {
             return Arc::clone(lane);
         }
-        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = self
+            .by_channel
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         Arc::clone(lanes.entry(Arc::from(channel)).or_default())
     }
 
@@ -94,10 +99,15 @@ impl Lanes {
         self.scheduled.notify_one();
     }
 
+    /// Rows were put to rest, because their template was suspended a moment ago.
+    pub fn rested(&self) {
+        self.rested.notify_one();
+    }
+
     /// All lanes may have rows.
     pub fn ready_everywhere(&self) {
         let names: Vec<FullName> = self
-            .lanes
+            .by_channel
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .keys()
@@ -107,6 +117,47 @@ impl Lanes {
             self.ready(&name, None);
         }
     }
+}
+
+/// Wakes what rests once its template is not suspended any more, until `stop`. Sleeps in between.
+pub async fn wake(
+    store: Arc<dyn Store>,
+    catalog: Arc<dyn Catalog>,
+    lanes: Arc<Lanes>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut changes = catalog.changes();
+    let wake_some = async |declared: &Snapshot| {
+        for (namespace, template) in store.resting().await? {
+            let name = format!("{namespace}/{template}");
+            let declared = declared.templates.get(name.as_str());
+            if declared.is_some_and(|template| template.resource.spec.suspend) {
+                continue;
+            }
+            for (channel, class) in store.wake(&namespace, &template).await? {
+                lanes.ready(&channel, Some(class));
+            }
+        }
+        Ok::<_, StoreError>(())
+    };
+    stop.run_until_cancelled(async {
+        loop {
+            let declared = Arc::clone(&changes.borrow_and_update());
+            if let Err(error) = wake_some(&declared).await {
+                let operation = Operation { operation: "wake" };
+                metrics.store_errors.get_or_create(&operation).inc();
+                tracing::warn!(%error, "what rests cannot be woken, trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = lanes.rested.notified() => {}
+            }
+        }
+    })
+    .await;
 }
 
 /// Makes rows ready when their time comes, until `stop`. Sleeps in between.

@@ -19,9 +19,6 @@ use crate::metrics::{ChannelClass, ChannelReason, Metrics, Operation};
 use crate::store::{Chunk, Store, StoreError, Turn, Unreadable};
 use crate::timing::Timing;
 
-/// How long rows of a suspended template rest before they are looked at again.
-const REST: Duration = Duration::from_secs(30);
-
 /// Outcomes in one message.
 const OUTCOMES: usize = 100;
 
@@ -254,12 +251,12 @@ impl Release {
             .released(&fanned.left, now)
             .await
             .map_err(ReleaseError::Store)?;
-        if !fanned.postponed.is_empty() {
+        if !fanned.resting.is_empty() {
             self.store
-                .postpone(&fanned.postponed, now + REST)
+                .rest(&fanned.resting)
                 .await
                 .map_err(ReleaseError::Store)?;
-            self.lanes.scheduled();
+            self.lanes.rested();
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::RecordStore;
+use crate::store::WaitingStore;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edited_channel_finishes_what_it_is_sending_while_others_go_on_and_sends_none_of_it_again()
@@ -103,6 +104,25 @@ impl Stages {
         assert_eq!(delivery.reason.as_deref(), Some("template-suspended"));
         assert_eq!(self.asked().len(), 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rests_goes_as_soon_as_its_template_is_resumed() {
+    let stages = Stages::begin(MAIL, sent).await;
+    stages.suspend_order();
+    let to = to("a@b.example");
+    let request = json!({"template": "order", "recipients": to, "parameters": {"n": 1}});
+    let id = stages.send(request).await;
+    let rested = async {
+        while stages.store.resting().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, rested).await.unwrap();
+    assert!(stages.asked().is_empty());
+    std::fs::write(stages.dir.path().join("templates.yaml"), TEMPLATES).unwrap();
+    assert_eq!(stages.catalog.reload_now().problems, []);
+    assert_eq!(stages.ended(&id).await[0].state, State::Sent);
 }
 
 #[tokio::test(flavor = "multi_thread")]

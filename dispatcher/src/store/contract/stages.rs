@@ -67,7 +67,8 @@ macro_rules! store_contract {
             small_notifications_fill_a_chunk_together_and_turns_go_round,
             a_message_to_one_is_in_the_next_chunk_whatever_else_waits,
             a_released_row_is_out_and_a_row_that_has_changed_is_left_alone,
-            what_is_postponed_waits_until_then,
+            what_rests_is_looked_at_by_nobody_until_it_is_woken,
+            what_rests_is_cancelled_and_ends_with_its_channel,
             a_row_without_a_channel_ends_as_it_is_written,
             cancelling_ends_what_waits_and_names_the_channels_of_what_is_out,
             what_comes_back_of_a_cancelled_notification_ends,
@@ -738,27 +739,70 @@ pub(crate) async fn a_released_row_is_out_and_a_row_that_has_changed_is_left_alo
     assert_eq!(left.iter().map(|w| w.id).collect::<Vec<_>>(), [second.id]);
 }
 
-pub(crate) async fn what_is_postponed_waits_until_then(store: &impl Stages) {
-    let request = request("1");
-    planned(store, &request, &rows(&request.id, 3)).await;
-    let out = release(store, 1, at(0)).await;
-    let Chunk { rows: chunk, .. } = store
-        .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
+pub(crate) async fn what_rests_is_looked_at_by_nobody_until_it_is_woken(store: &impl Stages) {
+    let suspended = request("1");
+    planned(store, &suspended, &rows(&suspended.id, 3)).await;
+    let other = Request {
+        template: "receipt".into(),
+        ..request("2")
+    };
+    planned(store, &other, &rows(&other.id, 1)).await;
+    let turn = Turn::default();
+    let chunk = store
+        .chunk(MAIL, Priority::Normal, &turn, 10)
         .await
         .unwrap();
-    // The one that is out is no longer there to be put off.
-    store
-        .postpone(&[out[0].row, chunk[0].row], at(5_000))
+    let of_suspended = chunk.rows.iter();
+    let of_suspended = of_suspended.filter(|row| row.notification == suspended.id);
+    let resting: Vec<i64> = of_suspended.map(|row| row.row).collect();
+    for _ in 0..2 {
+        store.rest(&resting).await.unwrap();
+    }
+    assert_eq!(
+        store.resting().await.unwrap(),
+        [("shop".into(), "order-shipped".into())]
+    );
+    // It is not due at any time, but it waits.
+    assert_eq!(release(store, 10, at(0)).await.len(), 1);
+    assert_eq!(store.next_due().await.unwrap(), None);
+    assert_eq!(waiting_and_out(store).await, (3, 1));
+    assert!(
+        store
+            .channels()
+            .await
+            .unwrap()
+            .contains(&(MAIL.into(), true))
+    );
+    let backlog = store.backlog(MAIL).await.unwrap()[Priority::Normal.index()];
+    assert_eq!((backlog.due, backlog.scheduled), (0, 3));
+
+    let woken = store.wake("shop", "receipt").await.unwrap();
+    assert_eq!(woken, []);
+    let woken = store.wake("shop", "order-shipped").await.unwrap();
+    assert_eq!(woken, [(MAIL.into(), Priority::Normal)]);
+    assert_eq!(store.resting().await.unwrap(), []);
+    let again = release(store, 10, at(9)).await;
+    // As long due as they were.
+    assert_eq!(again.len(), 3);
+    assert!(again.iter().all(|row| row.due == at(0)));
+}
+
+pub(crate) async fn what_rests_is_cancelled_and_ends_with_its_channel(store: &impl Stages) {
+    let [cancelled, other] = ["1", "2"].map(request);
+    for request in [&cancelled, &other] {
+        planned(store, request, &rows(&request.id, 1)).await;
+    }
+    let turn = Turn::default();
+    let chunk = store
+        .chunk(MAIL, Priority::Normal, &turn, 10)
         .await
         .unwrap();
-    assert_eq!(waiting_and_out(store).await, (2, 1));
-    assert_eq!(store.next_due().await.unwrap(), Some(at(5_000)));
-    let now = release(store, 10, at(0)).await;
-    assert_eq!(now.len(), 1);
-    assert_ne!(now[0].id, chunk[0].id);
-    store.ripen(at(5_000), 10).await.unwrap();
-    let later = release(store, 10, at(5_000)).await;
-    assert_eq!((later[0].id, later[0].attempt), (chunk[0].id, 1));
+    let resting: Vec<i64> = chunk.rows.iter().map(|row| row.row).collect();
+    store.rest(&resting).await.unwrap();
+    assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), true)]);
+    assert_eq!(store.cancel(&cancelled.id, at(1)).await.unwrap().waiting, 1);
+    assert_eq!(store.end_channel(MAIL, at(2), 10).await.unwrap(), 1);
+    assert_eq!(waiting_and_out(store).await, (0, 0));
 }
 
 pub(crate) async fn a_row_without_a_channel_ends_as_it_is_written(store: &impl Stages) {

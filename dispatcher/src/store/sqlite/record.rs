@@ -540,7 +540,8 @@ pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.priority, d.heard_at FROM
     LIMIT ?3";
 
 pub(super) const UNENDED: &str = "SELECT (SELECT count(*) FROM deliveries WHERE waiting = 1)
-        + (SELECT count(*) FROM deliveries WHERE waiting = 2),
+        + (SELECT count(*) FROM deliveries WHERE waiting = 2)
+        + (SELECT count(*) FROM deliveries WHERE waiting = 3),
     (SELECT count(*) FROM deliveries WHERE waiting = 0 AND ended_at IS NULL)";
 
 /// What is deleted by age alone, at most `?2` of each at a time.

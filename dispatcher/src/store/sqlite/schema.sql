@@ -81,7 +81,7 @@ CREATE TABLE deliveries (
     channel INTEGER NOT NULL, -- channels.id
     priority INTEGER NOT NULL,
     state INTEGER NOT NULL, -- waiting rows are scheduled, queued or retrying; those that are out sending or retrying
-    waiting INTEGER NOT NULL, -- 0: not, 1: until it is due, 2: it is due
+    waiting INTEGER NOT NULL, -- 0: not, 1: until it is due, 2: it is due, 3: it rests, its template being suspended
     dead INTEGER NOT NULL DEFAULT 0, -- 1: a dead letter, neither replayed nor discarded
     round INTEGER NOT NULL DEFAULT 0,
     attempt INTEGER NOT NULL DEFAULT 1, -- the one that ended it; else the one that is out or goes out next
@@ -103,12 +103,22 @@ CREATE TABLE deliveries (
 -- What may be released, in turn.
 CREATE INDEX deliveries_ready ON deliveries (channel, priority, namespace, notification, due_at) WHERE waiting = 2;
 CREATE INDEX deliveries_scheduled ON deliveries (channel, priority, due_at) WHERE waiting = 1;
+-- What rests, by notification and by channel.
+CREATE INDEX deliveries_resting ON deliveries (notification) WHERE waiting = 3;
+CREATE INDEX deliveries_resting_channel ON deliveries (channel) WHERE waiting = 3;
 -- What is out, for the sweep.
 CREATE INDEX deliveries_out ON deliveries (channel, heard_at) WHERE waiting = 0 AND ended_at IS NULL;
 CREATE INDEX deliveries_dead ON deliveries (ended_at) WHERE dead = 1;
 -- What one person got: by `id::order` of the recipient, which is in the id, so that the rows of one notification
 -- are written to this index from one end to the other.
 CREATE INDEX deliveries_recipient ON deliveries (substr(id, 5, 4)) WHERE recipient <> '';
+
+-- Templates of which something rests, or did until a moment ago.
+CREATE TABLE resting (
+    namespace TEXT NOT NULL,
+    template TEXT NOT NULL,
+    PRIMARY KEY (namespace, template)
+) WITHOUT ROWID;
 
 -- Deliveries that came back whole and go out again as they are: those that wait and dead letters, but for sensitive dead letters.
 CREATE TABLE carried (

@@ -145,8 +145,8 @@ async fn counts_and_the_end_follow_the_rows() {
         .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
-    store.postpone(&[chunk[0].row], at(90_000)).await.unwrap();
-    assert_eq!(counts().await, "[1,1,0,1,1,0,0,0,0,1,5,null]");
+    store.rest(&[chunk[0].row]).await.unwrap();
+    assert_eq!(counts().await, "[0,2,0,1,1,0,0,0,0,1,5,null]");
     store.cancel(&request.id, at(70_000)).await.unwrap();
     let ended = at(70_000).as_millisecond();
     assert_eq!(counts().await, format!("[0,0,0,0,1,3,0,0,0,1,5,{ended}]"));
@@ -319,6 +319,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             waiting::CHUNK,
             "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification=?)",
         ),
+        (waiting::WAKE, "deliveries_resting (notification=?)"),
         (
             waiting::RIPE,
             "deliveries_scheduled (channel=? AND priority=? AND due_at<?)",

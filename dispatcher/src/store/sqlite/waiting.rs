@@ -1,6 +1,6 @@
 //! The waiting room: what is due, whose turn it is, what is called back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -245,41 +245,105 @@ impl WaitingStore for SqliteStore {
         .await
     }
 
-    async fn postpone(&self, rows: &[i64], due: Timestamp) -> Result<(), StoreError> {
+    async fn rest(&self, rows: &[i64]) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());
         }
         let rows = json(rows);
-        let due = millis(due);
         self.write(move |c| {
             Box::pin(async move {
-                let groups: Vec<(i64, i64)> = sqlx::query_as(
-                    "SELECT notification, count(*) FROM deliveries
-                     WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2 AND state = 1
-                     GROUP BY notification",
-                )
-                .bind(&rows)
-                .fetch_all(&mut *c)
-                .await
-                .map_err(failed)?;
-                sqlx::query(
-                    "UPDATE deliveries SET waiting = 1, state = CASE state WHEN 1 THEN 0 ELSE state END,
-                         due_at = max(due_at, ?2)
+                for statement in [
+                    "INSERT INTO resting (namespace, template)
+                     SELECT DISTINCT n.namespace, n.template FROM json_each(?1) AS j
+                     CROSS JOIN deliveries AS d ON d.row = j.value AND d.waiting = 2
+                     CROSS JOIN notifications AS n ON n.seq = d.notification
+                     WHERE true ON CONFLICT DO NOTHING",
+                    "UPDATE deliveries SET waiting = 3
                      WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2",
-                )
-                .bind(rows)
-                .bind(due)
-                .execute(&mut *c)
-                .await
-                .map_err(failed)?;
-                let mut tally = Tally::default();
-                for (seq, n) in groups {
-                    tally.moved(seq, Some(State::Queued), State::Scheduled, n, due);
+                ] {
+                    sqlx::query(statement)
+                        .bind(&rows)
+                        .execute(&mut *c)
+                        .await
+                        .map_err(failed)?;
                 }
-                tally.apply(c).await
+                Ok(())
             })
         })
         .await
+    }
+
+    async fn resting(&self) -> Result<Vec<(Arc<str>, Arc<str>)>, StoreError> {
+        let resting: Vec<(String, String)> =
+            sqlx::query_as("SELECT namespace, template FROM resting")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+        let named = |(namespace, template)| (Arc::from(namespace), Arc::from(template));
+        Ok(resting.into_iter().map(named).collect())
+    }
+
+    async fn wake(
+        &self,
+        namespace: &str,
+        template: &str,
+    ) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
+        let mut concerned = BTreeSet::new();
+        let mut after = 0;
+        loop {
+            let open: Vec<(i64, Vec<u8>)> = sqlx::query_as(OPEN_OF_TEMPLATE)
+                .bind(namespace.to_owned())
+                .bind(template.to_owned())
+                .bind(after)
+                .bind(SWEEP)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            let Some((last, _)) = open.last() else {
+                break;
+            };
+            after = *last;
+            let seqs = json(&open.iter().map(|(seq, _)| *seq).collect::<Vec<_>>());
+            loop {
+                let seqs = seqs.clone();
+                let woken: Vec<(i64, i64)> = self
+                    .write(move |c| {
+                        Box::pin(async move {
+                            sqlx::query_as(WAKE)
+                                .bind(seqs)
+                                .bind(SWEEP)
+                                .fetch_all(c)
+                                .await
+                                .map_err(failed)
+                        })
+                    })
+                    .await?;
+                let is_last = (woken.len() as i64) < SWEEP;
+                concerned.extend(woken);
+                if is_last {
+                    break;
+                }
+            }
+        }
+        // What was put to rest meanwhile keeps it.
+        let (namespace, template) = (namespace.to_owned(), template.to_owned());
+        self.write(move |c| {
+            Box::pin(async move {
+                sqlx::query(
+                    "DELETE FROM resting WHERE namespace = ?1 AND template = ?2 AND NOT EXISTS (
+                         SELECT 1 FROM deliveries AS d CROSS JOIN notifications AS n ON n.seq = d.notification
+                         WHERE d.waiting = 3 AND n.namespace = ?1 AND n.template = ?2)",
+                )
+                .bind(namespace)
+                .bind(template)
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok::<_, StoreError>(())
+            })
+        })
+        .await?;
+        self.named(concerned.into_iter().collect())
     }
 
     async fn cancel(
@@ -435,8 +499,10 @@ impl WaitingStore for SqliteStore {
             of.oldest = Some(timestamp(oldest, "deliveries.due_at")?);
         }
         let scheduled: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT priority, count(*) FROM deliveries
-             WHERE waiting = 1 AND channel = ?1 GROUP BY priority",
+            "SELECT priority, count(*) FROM (
+                 SELECT priority FROM deliveries WHERE waiting = 1 AND channel = ?1
+                 UNION ALL SELECT priority FROM deliveries WHERE waiting = 3 AND channel = ?1)
+             GROUP BY priority",
         )
         .bind(channel)
         .fetch_all(&self.readers)
@@ -815,6 +881,12 @@ pub(super) const RELEASED: &str = "UPDATE deliveries SET waiting = 0, state = CA
     FROM json_each(?1) AS r
     WHERE row = (r.value ->> 0) AND waiting = 2 AND round = (r.value ->> 1) AND attempt = (r.value ->> 2)";
 
+/// Wakes at most `?2` rows of notifications (`?1`: their numbers).
+pub(super) const WAKE: &str = "UPDATE deliveries SET waiting = 2 WHERE row IN (
+        SELECT d.row FROM json_each(?1) AS j
+        CROSS JOIN deliveries AS d ON d.waiting = 3 AND d.notification = j.value LIMIT ?2)
+    RETURNING channel, priority";
+
 pub(super) const RIPE: &str = "SELECT d.row FROM json_each('[0,1,2,3]') AS p CROSS JOIN channels AS c
     CROSS JOIN deliveries AS d ON d.waiting = 1 AND d.channel = c.id AND d.priority = p.value AND d.due_at <= ?1
     LIMIT ?2";
@@ -826,6 +898,7 @@ pub(super) const NEXT_DUE: &str = "SELECT min((SELECT min(d.due_at) FROM deliver
 pub(super) const CHANNELS: &str = "SELECT c.name,
     EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 2 AND d.channel = c.id)
         OR EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 1 AND d.channel = c.id)
+        OR EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 3 AND d.channel = c.id)
         OR EXISTS (SELECT 1 FROM deliveries AS d WHERE d.waiting = 0 AND d.ended_at IS NULL AND d.channel = c.id)
     FROM channels AS c WHERE c.name <> ''";
 
@@ -841,6 +914,7 @@ pub(super) const OPEN_OF_TEMPLATE: &str = "SELECT seq, id FROM notifications
 pub(super) const OF_CHANNEL: &str = "SELECT row, notification, state FROM (
         SELECT row, notification, state FROM deliveries WHERE waiting = 2 AND channel = ?1
         UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 1 AND channel = ?1
+        UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 3 AND channel = ?1
         UNION ALL SELECT row, notification, state FROM deliveries
             WHERE waiting = 0 AND ended_at IS NULL AND channel = ?1)
     LIMIT ?2";
