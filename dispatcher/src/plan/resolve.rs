@@ -181,7 +181,10 @@ impl Resolver {
         let mut planned = Vec::with_capacity(batch.len());
         for ((ready, found), next) in batch.iter().zip(&people).zip(nexts) {
             let request = &ready.unresolved.request;
-            let rows = rows(ready, found, &suppressed);
+            let mut rows = rows(ready, found, &suppressed);
+            if ready.names_people_and_addresses() {
+                self.drop_reached(request, &mut rows).await?;
+            }
             for row in rows.iter().filter(|row| row.suppressed.is_none()) {
                 if row.due > now {
                     round.later = Some(round.later.map_or(row.due, |later| later.min(row.due)));
@@ -206,6 +209,25 @@ impl Resolver {
             self.metrics.planned.get_or_create(&labels).inc_by(rows);
         }
         Ok(round)
+    }
+
+    /// Drops rows of bare addresses at which somebody is reached by name: that is one person, who gets one message.
+    async fn drop_reached(
+        &self,
+        request: &Request,
+        rows: &mut Vec<NewDelivery>,
+    ) -> Result<(), StoreError> {
+        let endpoints: Vec<(&str, &str)> = rows
+            .iter()
+            .map(|row| (&*row.channel, &*row.endpoint))
+            .collect();
+        let reached = self
+            .store
+            .reached(&request.namespace, &request.id, &endpoints)
+            .await?;
+        let mut reached = reached.into_iter();
+        rows.retain(|_| !reached.next().unwrap_or(false));
+        Ok(())
     }
 
     /// How many recipients there are at the most: somebody who is in two sources counts twice.
@@ -364,6 +386,11 @@ impl Ready<'_> {
     /// The source of the next step; `None`: there is none left.
     fn source(&self) -> Option<&Source> {
         self.sources.get(self.unresolved.cursor.source as usize)
+    }
+
+    /// Whether the next step is about bare addresses, after people of the directory.
+    fn names_people_and_addresses(&self) -> bool {
+        matches!(self.source(), Some(Source::Addresses(_))) && self.sources.len() > 1
     }
 
     /// Into a list the cursor is the number of members that are done.

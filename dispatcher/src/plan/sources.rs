@@ -22,7 +22,8 @@ pub enum Source {
     Labels(Vec<(String, String)>),
 }
 
-/// The sources of a request whose groups are `groups`. Lists come first; nobody is in a list twice.
+/// The sources of a request whose groups are `groups`. Nobody is in a list twice. Addresses come
+/// last: who is reached by name already is not reached again by the same address.
 pub fn sources(request: &Request, groups: &Groups) -> Vec<Source> {
     let mut found = Found::default();
     for to in &request.recipients {
@@ -42,10 +43,10 @@ pub fn sources(request: &Request, groups: &Groups) -> Vec<Source> {
     if !people.is_empty() {
         sources.push(Source::People(people));
     }
+    sources.append(&mut others);
     if !addresses.is_empty() {
         sources.push(Source::Addresses(addresses));
     }
-    sources.append(&mut others);
     sources
 }
 

@@ -184,6 +184,15 @@ pub trait PlanStore {
         addresses: &[(&str, &str)],
     ) -> Result<Vec<bool>, StoreError>;
 
+    /// Which of these `(channel, address)` somebody of the directory has a row for in this notification of the namespace,
+    /// whatever became of it: one answer for each.
+    async fn reached(
+        &self,
+        namespace: &str,
+        notification: &NotificationId,
+        endpoints: &[(&str, &str)],
+    ) -> Result<Vec<bool>, StoreError>;
+
     /// Claims business events: each `(key, delivery)` belongs to whoever claims it first, until `now` + `window_seconds`. Answers
     /// whether it belongs to this delivery; the owner always passes, however often it asks.
     async fn claim(

@@ -7,7 +7,7 @@ use super::*;
 use crate::catalog::folder::FolderCatalog;
 use crate::message::{SystemState, To};
 use crate::store::sqlite::{Options, SqliteStore};
-use crate::store::{HistoryStore, NotificationRecord, PlanStore};
+use crate::store::{HistoryStore, NotificationRecord, Paging, PeopleStore, PlanStore, Recipient};
 
 const DECLARED: &str = r#"
 apiVersion: herald.dev/v1alpha1
@@ -94,6 +94,19 @@ impl Stage {
             .unwrap();
     }
 
+    /// Puts somebody into the directory, with this address.
+    async fn known(&self, id: &str, email: &str) {
+        let mut recipient = Recipient {
+            id: id.to_owned(),
+            ..Recipient::default()
+        };
+        recipient.addresses.email = Some(email.to_owned());
+        self.store
+            .put_recipients("shop", &[recipient], Timestamp::UNIX_EPOCH)
+            .await
+            .unwrap();
+    }
+
     /// One round of whatever is to be resolved.
     async fn round(&self, limit: usize) -> Round {
         let now = Timestamp::now();
@@ -146,4 +159,50 @@ async fn a_round_ends_after_a_few_large_steps() {
     let left = stage.store.unresolved(Timestamp::now(), 256).await.unwrap();
     let begun = left.iter().filter(|one| one.rows == 500).count();
     assert_eq!((left.len(), begun), (12, ROUND / STEP));
+}
+
+#[tokio::test]
+async fn who_is_named_by_id_and_by_address_gets_one_message_by_id() {
+    let stage = Stage::begin().await;
+    stage.known("ann", "ann@mail.example").await;
+    let address = |email: &str| {
+        To::Address(Box::new(Address {
+            email: Some(email.to_owned()),
+            ..Address::default()
+        }))
+    };
+    let recipients = vec![
+        address("ann@mail.example"),
+        To::Recipient("ann".into()),
+        address("other@mail.example"),
+    ];
+    let request = stage.request("1", recipients);
+    let id = request.id;
+    // Somebody else's notification to the same person takes nothing away.
+    let other = stage.request("2", vec![address("ann@mail.example"), person(1)]);
+    let other_id = other.id;
+    stage.planned([request, other]).await;
+    stage.round(256).await;
+    stage.round(256).await;
+    let reached = async |id| {
+        let paging = Paging {
+            limit: 10,
+            cursor: None,
+        };
+        let found = stage.store.deliveries("shop", id, None, &paging).await;
+        let mut reached: Vec<_> = found
+            .unwrap()
+            .items
+            .iter()
+            .filter(|delivery| delivery.reason.is_none())
+            .map(|delivery| format!("{} {}", delivery.recipient, delivery.endpoint))
+            .collect();
+        reached.sort_unstable();
+        reached
+    };
+    assert_eq!(
+        reached(&id).await,
+        [" other@mail.example", "ann ann@mail.example"]
+    );
+    assert_eq!(reached(&other_id).await, [" ann@mail.example"]);
 }

@@ -595,6 +595,25 @@ impl PlanStore for SqliteStore {
         .map_err(failed)
     }
 
+    async fn reached(
+        &self,
+        namespace: &str,
+        notification: &NotificationId,
+        endpoints: &[(&str, &str)],
+    ) -> Result<Vec<bool>, StoreError> {
+        let numbered: Vec<_> = endpoints
+            .iter()
+            .map(|(channel, address)| (self.known_channel(channel), address))
+            .collect();
+        sqlx::query_scalar(REACHED)
+            .bind(namespace.to_owned())
+            .bind(json(&numbered))
+            .bind(notification.as_bytes().as_slice())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)
+    }
+
     async fn claim(
         &self,
         namespace: &str,
@@ -792,6 +811,17 @@ pub(super) const UNRESOLVED: &str =
         n.confirmed
     FROM notifications AS n CROSS JOIN requests AS r ON r.notification = n.seq
     WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1";
+
+/// By the directory: whoever has the address now, and of each the few deliveries of this notification, whose ids begin with
+/// four bytes of the notification's and then those of `id::order`.
+pub(super) const REACHED: &str = "SELECT EXISTS (SELECT 1 FROM recipient_addresses AS a
+        CROSS JOIN recipients AS r ON r.namespace = ?1 AND r.id = a.id
+        CROSS JOIN deliveries AS d ON d.id > unhex(substr(hex(?3), 1, 8) || printf('%08x', r.ord))
+            AND d.id < unhex(substr(hex(?3), 1, 8) || printf('%08xffffffffff', r.ord))
+        CROSS JOIN notifications AS n ON n.seq = d.notification
+        WHERE a.namespace = ?1 AND a.address = (j.value ->> 1) AND d.recipient = a.id
+            AND d.channel = (j.value ->> 0) AND d.endpoint = a.address AND n.id = ?3)
+    FROM json_each(?2) AS j ORDER BY j.key";
 
 const IDS: &str = "SELECT j.value ->> 1, r.recipient FROM json_each(?2) AS j
     LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = (j.value ->> 0) AND r.id = (j.value ->> 1)

@@ -374,6 +374,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
         )
         .await;
     }
+    explain::reads_no_whole_table(&opened.store, plan::REACHED, &[]).await;
 }
 
 /// What is recorded, in full: two stores with the same text have recorded the same.
