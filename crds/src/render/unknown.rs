@@ -71,8 +71,8 @@ pub(super) fn unknown(environment: &Environment<'_>) -> Vec<Unknown> {
             for (index, instruction) in instructions(part) {
                 let called = call(part, index, instruction);
                 let missing = called.into_iter().flatten().filter(|(called, name)| {
-                    !is_known(environment, *called, name)
-                        && !(*called == Called::Function && assigned.contains(name))
+                    let is_assigned = *called == Called::Function && assigned.contains(name);
+                    !is_assigned && !is_known(environment, *called, name)
                 });
                 found.extend(missing.map(|(called, called_name)| Unknown {
                     template: name.to_owned(),

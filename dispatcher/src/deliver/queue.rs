@@ -135,19 +135,19 @@ impl Queues {
         self.classes.iter().all(VecDeque::is_empty)
     }
 
-    /// Takes out what `wanted` says; it stays in hand.
-    pub fn take(&mut self, mut wanted: impl FnMut(&Held) -> bool) -> Vec<Held> {
+    /// Takes out what `verdict` has something to say about; it stays in hand.
+    pub fn take<T>(&mut self, mut verdict: impl FnMut(&Held) -> Option<T>) -> Vec<(Held, T)> {
         let mut taken = Vec::new();
         for queue in &mut self.classes {
-            if !queue.iter().any(&mut wanted) {
+            let verdicts: Vec<Option<T>> = queue.iter().map(&mut verdict).collect();
+            if verdicts.iter().all(Option::is_none) {
                 continue;
             }
             let mut kept = VecDeque::with_capacity(queue.len());
-            for held in queue.drain(..) {
-                if wanted(&held) {
-                    taken.push(held);
-                } else {
-                    kept.push_back(held);
+            for (held, verdict) in queue.drain(..).zip(verdicts) {
+                match verdict {
+                    Some(verdict) => taken.push((held, verdict)),
+                    None => kept.push_back(held),
                 }
             }
             *queue = kept;
@@ -157,21 +157,18 @@ impl Queues {
 
     /// Lets go of what came from a topic and is not begun, whatever class it is in by now: its messages come again.
     pub fn discard(&mut self, topic: Priority) {
-        for held in self.take(|held| held.topic == topic) {
+        for (held, ()) in self.take(|held| (held.topic == topic).then_some(())) {
             self.release(&copy(&held.delivery));
         }
     }
 
     /// Puts what an order has given another class at the end of its new queue.
     pub fn sort_again(&mut self, class: impl Fn(&Delivery) -> Option<Priority>) {
-        let is_moved = |held: &Held| {
-            class(&held.delivery).is_some_and(|class| class != held.delivery.priority)
-        };
-        for mut held in self.take(is_moved) {
-            if let Some(class) = class(&held.delivery) {
-                held.delivery.priority = class;
-                self.classes[class.index()].push_back(held);
-            }
+        let moved =
+            |held: &Held| class(&held.delivery).filter(|class| *class != held.delivery.priority);
+        for (mut held, class) in self.take(moved) {
+            held.delivery.priority = class;
+            self.classes[class.index()].push_back(held);
         }
     }
 }

@@ -158,7 +158,7 @@ impl Stream {
             loop {
                 if let Some((block, rest)) = self.text.split_once("\n\n") {
                     let block = block.to_owned();
-                    self.text = rest.to_owned();
+                    self.text = String::from(rest);
                     let id = block.lines().find_map(|line| line.strip_prefix("id: "));
                     self.id = id.map(str::to_owned).or(self.id.take());
                     return block;

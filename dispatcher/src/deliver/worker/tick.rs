@@ -24,18 +24,14 @@ impl Worker {
             let ended = self.ended.load(Ordering::Relaxed);
             let drain = (ended - before) as f64 / last.elapsed().as_secs_f64().max(1e-3);
             (before, last) = (ended, Instant::now());
-            // Not only when something is chosen: while no provider works that may be long after the order.
+            // Not only when something is chosen: at a slow rate, or while no provider works, that may be long after.
             self.sort_again();
             self.say(drain);
-            if *lock(&self.limit) == Limit::Provider || self.spec.suspend {
-                let unsent = self
-                    .queues()
-                    .take(|held| self.not_to_be_sent(&held.delivery).is_some());
-                for held in unsent {
-                    if let Some(next) = self.not_to_be_sent(&held.delivery) {
-                        self.finish_unsent(held, next, finished).await;
-                    }
-                }
+            let unsent = self
+                .queues()
+                .take(|held| self.not_to_be_sent(&held.delivery));
+            for (held, next) in unsent {
+                self.finish_unsent(held, next, finished).await;
             }
             self.ledger.tidy();
         }
