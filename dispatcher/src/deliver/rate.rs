@@ -49,4 +49,19 @@ impl Rate {
             tokio::time::sleep(not_yet.wait_time_from(self.clock.now())).await;
         }
     }
+
+    /// Counts one more send if it may begin now; else answers how long until one may.
+    ///
+    /// # Errors
+    ///
+    /// The time until the next send may begin; somebody else may take its place.
+    pub fn try_now(&self) -> Result<(), Duration> {
+        let Some(limiter) = &self.limiter else {
+            return Ok(());
+        };
+        let now = self.clock.now();
+        limiter
+            .check()
+            .map_err(|not_yet| not_yet.wait_time_from(now))
+    }
 }

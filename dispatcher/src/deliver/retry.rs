@@ -133,10 +133,27 @@ pub fn next(
     }
 }
 
-/// Puts a delivery off without an attempt, since the provider chosen for it may not be asked for so long: round the
+/// Why a provider may not be asked now, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotYet {
+    /// Its breaker is open.
+    OutOfOrder(Duration),
+    /// Its own rate is used up.
+    Rate(Duration),
+}
+
+/// Puts a delivery off without an attempt, since the provider chosen for it may not be asked yet: round the
 /// shortest relay that is long enough, if that provider alone may send it, else the longer one; round the shorter one if
 /// any provider may, since another may be asked at any time.
-pub fn put_off(delivery: &Delivery, wait: Duration, timing: &Timing, now: Timestamp) -> Next {
+pub fn put_off(delivery: &Delivery, not_yet: NotYet, timing: &Timing, now: Timestamp) -> Next {
+    let (wait, reason, detail) = match not_yet {
+        NotYet::OutOfOrder(wait) => (
+            wait,
+            "provider-out-of-order",
+            "the provider is given a pause",
+        ),
+        NotYet::Rate(wait) => (wait, "provider-rate", "the provider's own rate is used up"),
+    };
     let relay = match delivery.provider {
         Some(_) => usize::from(wait > timing.relays[0]),
         None => 0,
@@ -149,8 +166,8 @@ pub fn put_off(delivery: &Delivery, wait: Duration, timing: &Timing, now: Timest
         ..delivery.clone()
     };
     let error = Failure {
-        reason: Arc::from("provider-out-of-order"),
-        detail: "the provider is given a pause".to_owned(),
+        reason: Arc::from(reason),
+        detail: detail.to_owned(),
         provider: delivery.provider.clone(),
     };
     Next {
@@ -321,7 +338,7 @@ mod tests {
             };
             let next = put_off(
                 &delivery,
-                Duration::from_secs(wait),
+                NotYet::OutOfOrder(Duration::from_secs(wait)),
                 &Timing::default(),
                 now,
             );

@@ -227,7 +227,7 @@ impl Worker {
         drop(acknowledge);
 
         let sends = TaskTracker::new();
-        let choosing = Arc::clone(&self).choose(&finished, &sends, &stop);
+        let choosing = Arc::clone(&self).choose(&finished, &sends);
         stop.run_until_cancelled(choosing.instrument(span)).await;
         drop(finished);
 

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -17,7 +16,7 @@ use crate::deliver::load::Limit;
 use crate::deliver::outcomes::Finished;
 use crate::deliver::priority::Slot;
 use crate::deliver::queue::{Held, copy};
-use crate::deliver::retry::Next;
+use crate::deliver::retry::{Next, NotYet};
 use crate::message::Delivery;
 
 enum Choice {
@@ -32,20 +31,23 @@ impl Worker {
         self: Arc<Self>,
         finished: &mpsc::Sender<Finished>,
         sends: &TaskTracker,
-        stop: &CancellationToken,
     ) {
         loop {
             while self.queues().is_empty() {
                 self.set_limit(Limit::Nothing);
                 self.work.notified().await;
             }
-            let preferred = self.provider().await;
+            let (preferred, better) = self.provider().await;
             self.set_limit(Limit::Slots);
             let Ok(window) = Arc::clone(&self.window).acquire_owned().await else {
                 return;
             };
             self.set_limit(Limit::Rate);
-            self.providers[preferred].rate.ready().await;
+            tokio::select! {
+                () = self.providers[preferred].rate.ready() => {}
+                // Its token may be hours away, and one that is preferred to it in order by then.
+                () = tokio::time::sleep_until(better.unwrap_or_else(Instant::now)), if better.is_some() => continue,
+            }
             self.rate.ready().await;
             self.set_limit(Limit::Slots);
             let (mut held, slot) = loop {
@@ -57,7 +59,7 @@ impl Worker {
             };
             held.room = None;
             let begun = self.begin(&held.delivery, preferred);
-            let (worker, finished, stop) = (Arc::clone(&self), finished.clone(), stop.clone());
+            let (worker, finished) = (Arc::clone(&self), finished.clone());
             let span = tracing::debug_span!(
                 "deliver",
                 delivery = %held.delivery.id,
@@ -66,15 +68,6 @@ impl Worker {
             );
             sends.spawn(
                 async move {
-                    // A token may be hours away: what has none yet is not begun, and is left to the next worker.
-                    if begun.needs_token
-                        && stop
-                            .run_until_cancelled(worker.providers[begun.index].rate.ready())
-                            .await
-                            .is_none()
-                    {
-                        return;
-                    }
                     let (next, at) = worker.send(&held.delivery, begun).await;
                     lock(&worker.scheduler).ended(slot);
                     worker.work.notify_one();
@@ -130,8 +123,9 @@ impl Worker {
         }
     }
 
-    /// Waits for a provider that may be asked: the first in order of preference.
-    async fn provider(&self) -> usize {
+    /// Waits for a provider that may be asked: the first in order of preference. Answers too when one that is preferred
+    /// to it may be asked, if there is one.
+    async fn provider(&self) -> (usize, Option<Instant>) {
         loop {
             let now = Instant::now();
             let mut soonest: Option<Instant> = None;
@@ -139,7 +133,7 @@ impl Worker {
                 let breakers = lock(&self.breakers);
                 for (index, breaker) in breakers.iter().enumerate() {
                     match breaker.permits(now) {
-                        Permit::Yes | Permit::Probe => return index,
+                        Permit::Yes | Permit::Probe => return (index, soonest),
                         Permit::NotBefore(at) => {
                             soonest = Some(soonest.map_or(at, |soonest| soonest.min(at)));
                         }
@@ -153,9 +147,18 @@ impl Worker {
 
     /// Which provider gets this delivery: the one it is bound to; after a failure another than the first, if one may
     /// be asked; else the preferred one.
+    ///
+    /// Only the preferred one's rate was waited for. Nothing waits for another's, which would hold a place that others
+    /// could use, and be late by the time it comes: without a token the preferred one is asked, or what is bound put off.
     fn begin(&self, delivery: &Delivery, preferred: usize) -> Begun {
         let now = Instant::now();
         let mut breakers = lock(&self.breakers);
+        let all_open = breakers
+            .iter()
+            .all(|breaker| breaker.permits(now) != Permit::Yes);
+        let counts = !all_open;
+        let has_token =
+            |index: usize| index == preferred || self.providers[index].rate.try_now().is_ok();
         let bound = delivery.provider.as_ref();
         let bound = bound.and_then(|bound| {
             self.providers
@@ -164,18 +167,23 @@ impl Worker {
         });
         let index = bound.unwrap_or_else(|| {
             let turned = (preferred + usize::from(delivery.tried)) % self.providers.len().max(1);
-            let may_be_asked = breakers[turned].permits(now) == Permit::Yes;
+            let may_be_asked = breakers[turned].permits(now) == Permit::Yes && has_token(turned);
             if may_be_asked { turned } else { preferred }
         });
-        let all_open = breakers
-            .iter()
-            .all(|breaker| breaker.permits(now) != Permit::Yes);
-        let permit = breakers[index].take(now);
+        let not_yet = match breakers[index].permits(now) {
+            Permit::NotBefore(at) => Some(NotYet::OutOfOrder(at.saturating_duration_since(now))),
+            Permit::Yes | Permit::Probe if bound.is_some() && index != preferred => {
+                self.providers[index].rate.try_now().err().map(NotYet::Rate)
+            }
+            Permit::Yes | Permit::Probe => None,
+        };
+        if not_yet.is_none() {
+            breakers[index].take(now);
+        }
         Begun {
             index,
-            permit,
-            counts: !all_open,
-            needs_token: index != preferred,
+            not_yet,
+            counts,
         }
     }
 }

@@ -10,8 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{NamedProvider, Worker, lock};
-use crate::deliver::breaker::Permit;
-use crate::deliver::retry::{self, Attempt, Next};
+use crate::deliver::retry::{self, Attempt, Next, NotYet};
 use crate::message::Delivery;
 use crate::metrics::ChannelReason;
 use crate::provider::{Outcome, Reason};
@@ -23,11 +22,10 @@ const STUCK: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 pub(super) struct Begun {
     pub(super) index: usize,
-    pub(super) permit: Permit,
+    /// It may not be asked now.
+    pub(super) not_yet: Option<NotYet>,
     /// Whether a failure counts as an attempt: not while no provider is in order.
     pub(super) counts: bool,
-    /// Its own rate has not been asked yet.
-    pub(super) needs_token: bool,
 }
 
 impl Worker {
@@ -35,9 +33,8 @@ impl Worker {
     pub(super) async fn send(&self, delivery: &Delivery, begun: Begun) -> (Next, Timestamp) {
         let Begun {
             index,
-            permit,
+            not_yet,
             counts,
-            ..
         } = begun;
         let NamedProvider {
             name,
@@ -45,10 +42,12 @@ impl Worker {
             provider,
             ..
         } = &self.providers[index];
-        if let Permit::NotBefore(instant) = permit {
-            let wait = instant.saturating_duration_since(Instant::now());
+        if let Some(not_yet) = not_yet {
             let at = Timestamp::now();
-            return (retry::put_off(delivery, wait, &self.shared.timing, at), at);
+            return (
+                retry::put_off(delivery, not_yet, &self.shared.timing, at),
+                at,
+            );
         }
         let started = Instant::now();
         let sending = AssertUnwindSafe(provider.send(delivery, *timeout)).catch_unwind();

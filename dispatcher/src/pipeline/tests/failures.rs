@@ -149,3 +149,96 @@ async fn what_is_held_while_no_provider_works_is_prioritized_all_the_same() {
         .until(|stages| load(stages).waiting[Priority::Critical.index()] == 1)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fallback_whose_rate_is_used_up_holds_nobody_up() {
+    let channel = MAIL.replace(
+        "{name: second, log: {}}",
+        "{name: second, log: {}, rateLimit: {count: 1, perSeconds: 3600}}",
+    );
+    // No two failures in a row, so that no breaker opens.
+    let fails = std::sync::atomic::AtomicBool::new(false);
+    let stages = Stages::begin(
+        &format!("{channel}  concurrency: 2\n"),
+        move |provider, delivery| {
+            let is_first = provider == "first" && delivery.attempt == 1;
+            if is_first && !fails.fetch_xor(true, std::sync::atomic::Ordering::SeqCst) {
+                Outcome::Transient(reason("smtp-451"))
+            } else {
+                Outcome::Sent { provider_id: None }
+            }
+        },
+    )
+    .await;
+    let mut ids = Vec::new();
+    for n in 0..12 {
+        let to = to(&format!("p{n}@b.example"));
+        let request = json!({"template": "order", "recipients": to, "parameters": {"n": n}});
+        ids.push(stages.send(request).await);
+    }
+    for id in &ids {
+        assert_eq!(stages.ended(id).await[0].state, State::Sent);
+    }
+    let asked = stages.asked();
+    let second = asked.iter().filter(|(name, _)| name == "second").count();
+    assert_eq!(
+        second, 1,
+        "one token, and who has none asks the first again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_provider_may_send_whose_rate_is_used_up_is_put_off_and_no_attempt_counts() {
+    let channel = MAIL.replace(
+        "{name: second, log: {}}",
+        "{name: second, log: {}, rateLimit: {count: 1, perSeconds: 1}}",
+    );
+    // The second leaves it unknown once, so that it alone may be asked again.
+    let stages = Stages::begin(&channel, |provider, delivery| {
+        match (provider, delivery.tried) {
+            ("first", _) => Outcome::Transient(reason("smtp-451")),
+            (_, 1) => Outcome::Unknown(reason("timeout")),
+            _ => Outcome::Sent { provider_id: None },
+        }
+    })
+    .await;
+    let id = stages
+        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
+        .await;
+    assert_eq!(stages.ended(&id).await[0].state, State::Sent);
+    let asked = stages.asked();
+    let asked: Vec<_> = asked.iter().map(|(name, d)| (&**name, d.tried)).collect();
+    assert_eq!(asked, [("first", 0), ("second", 1), ("second", 2)]);
+    let last = stages.asked()[2].1.attempt;
+    assert!(last > 3, "it was put off before attempt {last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_is_in_order_again_is_asked_before_a_fallback_has_its_next_token() {
+    let channel = MAIL
+        .replace(
+            "{name: second, log: {}}",
+            "{name: second, log: {}, rateLimit: {count: 1, perSeconds: 3600}}",
+        )
+        .replace("maxAttempts: 3", "maxAttempts: 20");
+    let failures = std::sync::atomic::AtomicU32::new(0);
+    let stages = Stages::begin(&channel, move |provider, _| {
+        let so_far = failures.load(std::sync::atomic::Ordering::SeqCst);
+        if provider == "first" && so_far < 20 {
+            failures.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Outcome::Transient(reason("connect"))
+        } else {
+            Outcome::Sent { provider_id: None }
+        }
+    })
+    .await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let to = to(&format!("p{n}@b.example"));
+        let request = json!({"template": "order", "recipients": to, "parameters": {"n": n}});
+        ids.push(stages.send(request).await);
+    }
+    for id in &ids {
+        assert_eq!(stages.ended(id).await[0].state, State::Sent);
+    }
+}
