@@ -3,6 +3,7 @@
 //! For each declared Channel there is a ledger, a recorder, a releaser and a worker; when the Channel's declaration
 //! changes its worker is replaced as soon as it has finished what it has begun, when it is deleted what waits for it ends.
 
+mod deleted;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]
@@ -13,14 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use herald_crds::{Channel, names};
-use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::{Broker, MessageId};
-use crate::catalog::{Catalog, DeclaredProblem, FullName, Snapshot};
+use crate::catalog::{Catalog, FullName, Snapshot};
 use crate::deliver::ledger::Ledger;
 use crate::deliver::load::Loads;
 use crate::deliver::rate::Rate;
@@ -28,7 +28,7 @@ use crate::deliver::worker::{Guards, NamedProvider, Shared, Worker};
 use crate::fanout::Fanout;
 use crate::fanout::definitions::Definitions;
 use crate::message::Event;
-use crate::metrics::{ChannelProvider, Metrics, Operation};
+use crate::metrics::{ChannelProvider, Metrics};
 use crate::plan::Plan;
 use crate::provider::{BuildError, Provider};
 use crate::record::Recorder;
@@ -42,9 +42,6 @@ use crate::waiting::{self, Lanes};
 
 /// Outcomes kept for a listener that is slow; a slower one misses some.
 const OUTCOMES: usize = 4_096;
-
-/// Rows ended in one transaction when their channel is gone.
-const END: usize = 1_000;
 
 /// W unless configured: most deliveries of a channel that are sent and whose outcome has no receipt yet.
 pub const WINDOW: usize = 64;
@@ -141,7 +138,7 @@ impl Pipeline {
             parts: parts.clone(),
             running: Mutex::default(),
             finishing: TaskTracker::new(),
-            finished: Notify::new(),
+            rung: Notify::new(),
             recording: CancellationToken::new(),
             recorders: TaskTracker::new(),
         });
@@ -240,8 +237,8 @@ struct Channels {
     running: Mutex<BTreeMap<FullName, Running>>,
     /// Workers of declarations that are no more, which finish what they have begun.
     finishing: TaskTracker,
-    /// Rings when one has.
-    finished: Notify,
+    /// Rings when one has, or when there is more to be ended of a channel that is no more.
+    rung: Notify,
     /// Ends the ledgers and recorders, which go on for longest.
     recording: CancellationToken,
     recorders: TaskTracker,
@@ -296,6 +293,7 @@ impl Channels {
             self.align(&declared).await;
             let retry = tokio::time::sleep(Duration::from_secs(60));
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 changed = changes.changed() => {
                     if changed.is_err() {
@@ -303,7 +301,7 @@ impl Channels {
                         break;
                     }
                 }
-                () = self.finished.notified() => {}
+                () = self.rung.notified() => {}
                 () = retry => {}
             }
         }
@@ -331,7 +329,7 @@ impl Channels {
                 if let Some(running) = channels.lock().get_mut(&name) {
                     running.work = Work::Nothing;
                 }
-                channels.finished.notify_one();
+                channels.rung.notify_one();
             });
         }
     }
@@ -357,7 +355,9 @@ impl Channels {
                 running.work = work.map_or(Work::Nothing, Work::Declared);
             }
         }
-        self.end_deleted(declared).await;
+        if self.end_deleted(declared).await {
+            self.rung.notify_one();
+        }
     }
 
     /// Makes sure that a channel's events are read and recorded.
@@ -456,65 +456,6 @@ impl Channels {
             stop,
             tasks,
         })
-    }
-
-    /// What waits for a channel that is no more, or is out, ends as failed: also if it was deleted while nothing ran.
-    async fn end_deleted(&self, declared: &Snapshot) {
-        // What cannot be read may be the channel: nothing ends for a slip of the pen.
-        let is_unclear = |problem: &DeclaredProblem| {
-            problem.resource.is_empty() || problem.resource.starts_with("Channel ")
-        };
-        if declared.problems.iter().any(is_unclear) {
-            return;
-        }
-        let result = async {
-            let known = self.parts.store.channels().await?;
-            for (name, unended) in known {
-                if declared.channels.contains_key(&name) {
-                    continue;
-                }
-                // What was told before it went is history all the same, and may be of rows that are still to be written.
-                self.begin(&name);
-                let is_finishing = self
-                    .lock()
-                    .get(&name)
-                    .is_some_and(|running| matches!(running.work, Work::Finishing));
-                if !unended || is_finishing {
-                    continue;
-                }
-                let mut ended = 0;
-                loop {
-                    let some = self
-                        .parts
-                        .store
-                        .end_channel(&name, Timestamp::now(), END)
-                        .await?;
-                    ended += some;
-                    if some < END as u64 {
-                        break;
-                    }
-                }
-                if ended > 0 {
-                    tracing::error!(
-                        channel = &*name,
-                        ended,
-                        "what waited for a channel that is no more, or was out, ended as failed"
-                    );
-                }
-            }
-            Ok::<(), crate::store::StoreError>(())
-        };
-        if let Err(error) = result.await {
-            let operation = Operation {
-                operation: "end_channel",
-            };
-            self.shared
-                .metrics
-                .store_errors
-                .get_or_create(&operation)
-                .inc();
-            tracing::warn!(%error, "what waits for deleted channels could not be ended, trying again later");
-        }
     }
 
     /// Records what was published until now, within the drain time, and ends.

@@ -23,6 +23,12 @@ pub struct Overdue {
     pub priority: Priority,
     /// When it was released, or last heard of.
     pub since: Timestamp,
+    /// Its round.
+    pub round: u16,
+    /// Its highest attempt.
+    pub attempt: u16,
+    /// Attempts of this round that reached a provider.
+    pub tried: u16,
 }
 
 /// What recording needs of SQL.

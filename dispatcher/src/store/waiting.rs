@@ -152,7 +152,8 @@ pub trait WaitingStore {
         now: Timestamp,
     ) -> Result<Recalled, StoreError>;
 
-    /// Ends the rows of a channel that is no more as failed (`channel-deleted`); answers how many.
+    /// Ends the rows that wait for a channel that is no more as failed (`channel-deleted`), at most `limit`; answers how many.
+    /// What is out ends with an [event](super::RecordStore::record), which those who hold copies of it hear too.
     async fn end_channel(
         &self,
         channel: &str,

@@ -1,8 +1,12 @@
 //! What is declared changes while work is under way, or while nothing runs.
 
+use super::super::deleted::END;
 use super::*;
+use crate::catalog::Snapshot;
+use crate::metrics::ChannelClass;
 use crate::store::RecordStore;
 use crate::store::WaitingStore;
+use crate::store::contract::stages as contract;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edited_channel_finishes_what_it_is_sending_while_others_go_on_and_sends_none_of_it_again()
@@ -183,4 +187,41 @@ async fn what_was_out_for_a_channel_that_was_deleted_while_nothing_ran_ends_as_f
         (deliveries[0].state, deliveries[0].reason.as_deref()),
         (State::Failed, Some("channel-deleted"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_out_when_its_channel_was_deleted_is_not_sent_when_the_channel_comes_back() {
+    let (stages, id) = with_a_retry_under_way().await;
+    std::fs::remove_file(stages.dir.path().join("mail.yaml")).unwrap();
+    stages.catalog.reload_now();
+    let delivery = stages.ended(&id).await.remove(0);
+    assert_eq!(
+        (delivery.state, delivery.reason.as_deref()),
+        (State::Failed, Some("channel-deleted"))
+    );
+    stages.declare(MAIL);
+    let labels = ChannelClass {
+        channel: "shop/mail".to_owned(),
+        priority: Priority::Normal.as_str(),
+    };
+    let dropped = |stages: &Stages| stages.metrics.repeats_dropped.get_or_create(&labels).get();
+    stages.until(|stages| dropped(stages) == 1).await;
+    assert_eq!(stages.asked().len(), 1);
+    assert_eq!(stages.deliveries(&id).await[0].state, State::Failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_channel_ends_some_rows_at_a_time() {
+    let stages = Stages::begin(MAIL, sent).await;
+    stages.pipeline.stop().await;
+    let request = contract::request("1");
+    let person = |n| contract::row(&request.id, &format!("person-{n}"));
+    let rows: Vec<_> = (0..=END).map(person).collect();
+    contract::planned(&*stages.store, &request, &rows).await;
+    let channels = &stages.pipeline.channels;
+    let nothing = Snapshot::default();
+    for left in [1, 0] {
+        assert_eq!(channels.end_deleted(&nothing).await, left > 0);
+        assert_eq!(stages.store.unended().await.unwrap(), (left, 0));
+    }
 }

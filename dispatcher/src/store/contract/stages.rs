@@ -942,9 +942,31 @@ pub(crate) async fn a_deleted_channels_rows_end(store: &impl Stages) {
     release(store, 1, at(0)).await;
     assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), true)]);
     assert_eq!(store.end_channel("shop/other", at(1), 10).await.unwrap(), 0);
-    assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 3);
-    assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 1);
-    assert_eq!(store.end_channel(MAIL, at(1), 3).await.unwrap(), 0);
+    assert_eq!(store.end_channel(MAIL, at(1), 2).await.unwrap(), 2);
+    assert_eq!(store.end_channel(MAIL, at(1), 2).await.unwrap(), 1);
+    assert_eq!(store.end_channel(MAIL, at(1), 2).await.unwrap(), 0);
+    // What is out ends with an event.
+    assert_eq!(waiting_and_out(store).await, (0, 1));
+    assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), true)]);
+    let out = store.overdue(MAIL, Timestamp::MAX, 10).await.unwrap();
+    let [out] = &*out else { panic!("{out:?}") };
+    assert_eq!((out.round, out.attempt, out.tried), (0, 1, 0));
+    let failed = Step::Failed {
+        error: failure(),
+        delivery: None,
+        address_gone: false,
+    };
+    let failed = Event {
+        delivery: out.id,
+        notification: out.notification,
+        at: at(1),
+        round: out.round,
+        attempt: out.attempt,
+        tried: out.tried,
+        priority: out.priority,
+        step: failed,
+    };
+    tell(store, vec![failed]).await;
     assert_eq!(waiting_and_out(store).await, (0, 0));
     assert_eq!(store.channels().await.unwrap(), [(MAIL.into(), false)]);
 }

@@ -112,7 +112,7 @@ impl RecordStore for SqliteStore {
             return Ok(Vec::new());
         };
         let channel: Arc<str> = Arc::from(channel);
-        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = sqlx::query_as(OVERDUE)
+        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64, i64, i64, i64)> = sqlx::query_as(OVERDUE)
             .bind(number)
             .bind(millis(before))
             .bind(limit as i64)
@@ -120,13 +120,16 @@ impl RecordStore for SqliteStore {
             .await
             .map_err(failed)?;
         rows.into_iter()
-            .map(|(id, notification, class, since)| {
+            .map(|(id, notification, class, since, round, attempt, tried)| {
                 Ok(Overdue {
                     id: delivery_id(&id)?,
                     notification: notification_id(&notification)?,
                     channel: Arc::clone(&channel),
                     priority: priority(class)?,
                     since: timestamp(since, "deliveries.heard_at")?,
+                    round: round as u16,
+                    attempt: attempt as u16,
+                    tried: tried as u16,
                 })
             })
             .collect()
@@ -534,7 +537,8 @@ pub(super) const FOLD: &str = "UPDATE deliveries SET state = f.value ->> 1, wait
         provider_id = f.value ->> 11, milliseconds = f.value ->> 12, reason = f.value ->> 13, error = f.value ->> 14
     FROM json_each(?1) AS f WHERE row = (f.value ->> 0)";
 
-pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.priority, d.heard_at FROM deliveries AS d
+pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.priority, d.heard_at,
+        d.round, d.attempt, d.tried FROM deliveries AS d
     CROSS JOIN notifications AS n ON n.seq = d.notification
     WHERE d.channel = ?1 AND d.heard_at < ?2 AND d.waiting = 0 AND d.ended_at IS NULL
     LIMIT ?3";

@@ -333,7 +333,10 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             waiting::OF_NOTIFICATIONS,
             "sqlite_autoindex_deliveries_1 (id>? AND id<?)",
         ),
-        (waiting::OF_CHANNEL, "deliveries_out (channel=?)"),
+        (
+            waiting::OF_CHANNEL,
+            "deliveries_resting_channel (channel=?)",
+        ),
         (
             waiting::OPEN_OF_TEMPLATE,
             "notifications_open (namespace=? AND template=? AND rowid>?)",

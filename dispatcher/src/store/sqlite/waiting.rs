@@ -914,7 +914,5 @@ pub(super) const OPEN_OF_TEMPLATE: &str = "SELECT seq, id FROM notifications
 pub(super) const OF_CHANNEL: &str = "SELECT row, notification, state FROM (
         SELECT row, notification, state FROM deliveries WHERE waiting = 2 AND channel = ?1
         UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 1 AND channel = ?1
-        UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 3 AND channel = ?1
-        UNION ALL SELECT row, notification, state FROM deliveries
-            WHERE waiting = 0 AND ended_at IS NULL AND channel = ?1)
+        UNION ALL SELECT row, notification, state FROM deliveries WHERE waiting = 3 AND channel = ?1)
     LIMIT ?2";
