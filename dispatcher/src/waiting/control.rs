@@ -18,6 +18,9 @@ use crate::store::{Recalled, Store, StoreError};
 /// How long an answer waits for the pods.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Orders in one message to a channel: some 50 KiB, where a broker takes a few MiB.
+const ORDERS: usize = 1_000;
+
 /// An order that was not carried out, or not to the end: repeating it is safe.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -116,13 +119,8 @@ impl Orders {
         for (channel, notifications) in orders {
             let topic = names::events(&channel);
             let controls = notifications.into_iter().map(&control).collect();
-            let events = Events {
-                controls,
-                ..Events::default()
-            };
-            let message = Outgoing::at_once(message::encode(&events));
             self.broker
-                .publish(&topic, vec![message])
+                .publish(&topic, messages(controls))
                 .await
                 .map_err(ControlError::Broker)?;
             let position = self
@@ -140,5 +138,51 @@ impl Orders {
         );
         let pending = tokio::time::timeout(PATIENCE, all_read).await.is_err();
         Ok(Reached { recalled, pending })
+    }
+}
+
+/// Orders as messages to a channel, no more than [`ORDERS`] in each.
+fn messages(controls: Vec<Control>) -> Vec<Outgoing> {
+    let mut messages = Vec::with_capacity(controls.len().div_ceil(ORDERS));
+    let mut controls = controls.into_iter();
+    while controls.len() > 0 {
+        let events = Events {
+            controls: controls.by_ref().take(ORDERS).collect(),
+            ..Events::default()
+        };
+        messages.push(Outgoing::at_once(message::encode(&events)));
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halting_what_is_many_makes_no_message_that_a_broker_refuses() {
+        let halted: Vec<_> = (0..2 * ORDERS + 1)
+            .map(|_| NotificationId::random())
+            .collect();
+        let messages = messages(halted.iter().copied().map(Control::Cancel).collect());
+        assert_eq!(messages.len(), 3);
+        let mut told = Vec::new();
+        for message in messages {
+            assert!(
+                message.payload.len() < 128 * 1024,
+                "{} bytes",
+                message.payload.len()
+            );
+            let events: Events = message::decode(&message.payload).unwrap();
+            told.extend(events.controls);
+        }
+        let told: Vec<_> = told
+            .into_iter()
+            .map(|control| match control {
+                Control::Cancel(notification) => notification,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told, halted);
     }
 }
