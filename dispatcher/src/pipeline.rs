@@ -210,6 +210,14 @@ impl Pipeline {
         &self.channels.parts.metrics
     }
 
+    /// How far a channel's events are recorded in this life; `None`: there is no such channel.
+    pub fn recorded(&self, channel: &str) -> Option<watch::Receiver<Option<MessageId>>> {
+        let running = self.channels.lock();
+        running
+            .get(channel)
+            .map(|running| running.recorded.subscribe())
+    }
+
     /// Stops taking, finishes what is being sent, records its outcomes, and returns; within the drain time, twice at most.
     pub async fn stop(&self) {
         self.stop.cancel();

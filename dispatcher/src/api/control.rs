@@ -3,8 +3,10 @@
 use async_trait::async_trait;
 use herald_crds::{Address, Priority};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use crate::broker::MessageId;
 use crate::id::NotificationId;
 use crate::waiting::control::{ControlError, Reached};
 
@@ -30,6 +32,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// The API has changed rows (confirmed a notification, replayed dead letters): whoever works them off looks again.
     fn rows_changed(&self);
+
+    /// How far a channel's events are recorded by this program; `None`: that is not known here.
+    fn recorded(&self, _channel: &str) -> Option<watch::Receiver<Option<MessageId>>> {
+        None
+    }
 
     /// Sends a short test over a channel (`namespace/name`), past the queue, with its first provider. `None`: nothing
     /// delivers for this channel here.

@@ -17,7 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
 use herald_crds::{Priority, names};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
@@ -51,10 +51,10 @@ const LONGEST_PLACE: usize = 8 * 1024;
 /// How long to wait before what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a notification is looked for that the store does not know yet, [`SOON`] after each other.
-const LOOKS: usize = 10;
+/// How long outcomes wait for their notification to be recorded, unless the recorder is past them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// See [`LOOKS`].
+/// How soon a notification is looked for again that the store does not know yet; each time twice that, up to [`PAUSE`].
 const SOON: Duration = Duration::from_millis(50);
 
 /// The call that follows outcomes.
@@ -153,9 +153,9 @@ impl Outcome {
 ///
 /// Each event is named `outcome` and carries one step of a delivery. The stream begins now, or with `after` where an
 /// earlier one was: its `id` comes with an outcome, and by itself at the beginning and every 15 s. What was sent with
-/// the last id or after it may come again, and nothing is left out for as long as events are kept, a quarter of an hour;
-/// who comes back later gets an event `lagged` first, with the time since which outcomes may be missing here. The lists
-/// of deliveries have them.
+/// the last id or after it may come again, and nothing is left out for as long as events are kept, a quarter of an hour.
+/// Who comes back later, reads more slowly than that, or was somewhere that this server knows nothing of, gets an event
+/// `lagged`, with the time since which outcomes may be missing here. The lists of deliveries have them.
 #[utoipa::path(
     get, path = "/v1/namespaces/{ns}/events", tag = "History",
     params(
@@ -204,6 +204,7 @@ async fn events(
         notification,
         channel,
         position: Position::default(),
+        marks: HashMap::new(),
         tails: SelectAll::new(),
         known: HashMap::new(),
         next: VecDeque::new(),
@@ -224,7 +225,7 @@ async fn events(
 /// Where a reader is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Position {
-    /// When it was there, in seconds since 1970.
+    /// Nothing that was published before this is missing: in seconds since 1970.
     at: i64,
     /// Of each channel, the message of its events that was read last; `None`: there was none.
     read: BTreeMap<FullName, Option<u64>>,
@@ -240,10 +241,38 @@ impl Position {
     }
 
     /// As the id of an event. `None`: over so many channels it is too long, and nobody can come back to it.
-    fn id(&mut self) -> Option<String> {
-        self.at = Timestamp::now().as_second();
+    fn id(&self) -> Option<String> {
         let id = URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).ok()?);
         (id.len() <= LONGEST_PLACE).then_some(id)
+    }
+}
+
+/// Until when a channel's events have been read.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// All that was published before this.
+    at: Timestamp,
+    /// It was said that something may be missing, and the reader has not caught up since.
+    told: bool,
+}
+
+impl Mark {
+    /// About to go on from here: since when something may be missing, if that is still to be said.
+    fn lags(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let lags = !self.told && self.is_late(now);
+        self.told |= lags;
+        lags.then_some(self.at)
+    }
+
+    /// All that was published before `at` has been read.
+    fn reach(&mut self, at: Timestamp, now: Timestamp) {
+        self.at = self.at.max(at.min(now));
+        self.told &= self.is_late(now);
+    }
+
+    /// Whether what came next may be gone by now.
+    fn is_late(&self, now: Timestamp) -> bool {
+        now.duration_since(self.at) > SignedDuration::try_from(KEPT).unwrap_or_default()
     }
 }
 
@@ -260,6 +289,8 @@ struct Reader {
     channel: Option<String>,
     changes: watch::Receiver<Arc<Snapshot>>,
     position: Position,
+    /// Of each channel that is followed.
+    marks: HashMap<FullName, Mark>,
     tails: SelectAll<BoxStream<'static, Read>>,
     /// Whether a notification is of this namespace.
     known: HashMap<NotificationId, bool>,
@@ -272,30 +303,34 @@ impl Reader {
     /// Begins after a position, or now.
     async fn begin(&mut self, after: Option<Position>) -> Result<(), Problem> {
         let declared = Arc::clone(&self.changes.borrow_and_update());
-        if let Some(after) = after {
+        let now = Timestamp::now();
+        let at = after.as_ref().map_or(now, |after| {
             let at = Timestamp::from_second(after.at).unwrap_or_default();
-            if Timestamp::now().duration_since(at).unsigned_abs() > KEPT {
-                let lagged = SseEvent::default().event("lagged").data(at.to_string());
-                self.next.push_back(lagged);
-            }
-            self.position = after;
-        } else {
-            for channel in self.channels(&declared) {
-                let last = self
-                    .api
-                    .broker
-                    .last_message_id(&names::events(&channel))
-                    .await;
-                let last = last.map_err(|error| {
-                    tracing::warn!(%error, "a stream of outcomes cannot begin");
-                    Problem::new(Kind::Unavailable, "the queue does not answer").retry_after(PAUSE)
-                })?;
-                self.position.read.insert(channel, last.map(|id| id.0));
-            }
-        }
-        let known = std::mem::take(&mut self.position.read);
+            at.min(now)
+        });
+        let mut mark = Mark { at, told: false };
+        let mut lags = mark.lags(now).is_some();
+        let mut places = Vec::new();
         for channel in self.channels(&declared) {
-            self.follow(channel.clone(), known.get(&channel).copied().flatten());
+            let last = last(&*self.api.broker, &channel).await.map_err(|error| {
+                tracing::warn!(%error, "a stream of outcomes cannot begin");
+                Problem::new(Kind::Unavailable, "the queue does not answer").retry_after(PAUSE)
+            })?;
+            let place = match &after {
+                None => last,
+                Some(after) => after.read.get(&channel).copied().flatten(),
+            };
+            // What has not been published yet nobody can have read: that was another queue.
+            let is_foreign = place > last;
+            lags |= is_foreign;
+            places.push((channel, place.filter(|_| !is_foreign)));
+        }
+        mark.told = lags;
+        if lags {
+            self.say_lagged(at);
+        }
+        for (channel, place) in places {
+            self.follow(channel, place, mark);
         }
         self.say_where();
         Ok(())
@@ -315,7 +350,8 @@ impl Reader {
     }
 
     /// Reads along on a channel's events.
-    fn follow(&mut self, channel: FullName, after: Option<u64>) {
+    fn follow(&mut self, channel: FullName, after: Option<u64>, mark: Mark) {
+        self.marks.insert(Arc::clone(&channel), mark);
         self.position.read.insert(Arc::clone(&channel), after);
         let tail = tail(Arc::clone(&self.api.broker), channel, after.map(MessageId));
         self.tails.push(tail.boxed());
@@ -338,31 +374,74 @@ impl Reader {
                     for channel in self.channels(&declared) {
                         if !self.position.read.contains_key(&channel) {
                             // It is new to this stream, so whatever it carried for this namespace is.
-                            self.follow(channel, None);
+                            let at = Timestamp::now();
+                            self.follow(channel, None, Mark { at, told: false });
                         }
                     }
                 }
-                _ = self.beat.tick() => self.say_where(),
+                _ = self.beat.tick() => {
+                    self.look_around().await;
+                    self.say_where();
+                }
             }
         }
     }
 
+    /// Finds out of which channels everything has been read: of what is quiet nothing is missing.
+    async fn look_around(&mut self) {
+        for (channel, read) in &self.position.read {
+            let asked_at = Timestamp::now();
+            if let Ok(last) = last(&*self.api.broker, channel).await
+                && last <= *read
+                && let Some(mark) = self.marks.get_mut(channel)
+            {
+                mark.reach(asked_at, asked_at);
+            }
+        }
+    }
+
+    /// Where it is, as the id of an event.
+    fn place(&mut self) -> Option<String> {
+        let at = self.marks.values().map(|mark| mark.at).min();
+        self.position.at = at.unwrap_or_else(Timestamp::now).as_second();
+        self.position.id()
+    }
+
     fn say_where(&mut self) {
         let event = SseEvent::default();
-        self.next.push_back(match self.position.id() {
+        let event = match self.place() {
             Some(id) => event.id(id),
             None => event.comment(""),
-        });
+        };
+        self.next.push_back(event);
+    }
+
+    /// Says that outcomes may be missing since a time.
+    fn say_lagged(&mut self, since: Timestamp) {
+        let lagged = SseEvent::default().event("lagged");
+        self.next.push_back(lagged.data(since.to_string()));
     }
 
     /// Says what a message tells of this stream's deliveries.
     async fn show(&mut self, channel: FullName, id: MessageId, events: Events) {
-        self.learn(&events).await;
+        let now = Timestamp::now();
+        let since = self.marks.get_mut(&channel).and_then(|m| m.lags(now));
+        if let Some(since) = since {
+            self.say_lagged(since);
+        }
+        if let Some(since) = self.learn(&channel, id, &events).await {
+            self.say_lagged(since);
+        }
         let mut shown = Vec::new();
         for event in events.outcomes.iter().filter(|event| self.is_meant(event)) {
             if self.known.get(&event.notification) == Some(&true) {
                 shown.push(Outcome::new(&channel, event));
             }
+        }
+        if let Some(mark) = self.marks.get_mut(&channel)
+            && let Some(at) = events.outcomes.iter().map(|event| event.at).max()
+        {
+            mark.reach(at, now);
         }
         // Who comes back has the last id that was said: so it stands where the whole message was.
         self.position.read.insert(channel, Some(id.0));
@@ -372,7 +451,7 @@ impl Reader {
                 continue;
             };
             if index == last
-                && let Some(id) = self.position.id()
+                && let Some(id) = self.place()
             {
                 event = event.id(id);
             }
@@ -385,8 +464,14 @@ impl Reader {
     }
 
     /// Finds out which notifications are of this namespace: their outcomes do not say so. What was fanned out without
-    /// SQL says it itself, since the store may not have it yet; the store is asked about the others.
-    async fn learn(&mut self, events: &Events) {
+    /// SQL says it itself; the store is asked about the others, until it knows them or the recorder is past this message.
+    /// Answers since when outcomes are missing if neither comes to pass.
+    async fn learn(
+        &mut self,
+        channel: &FullName,
+        id: MessageId,
+        events: &Events,
+    ) -> Option<Timestamp> {
         if self.known.len() + events.direct.len() + events.outcomes.len() > KNOWN {
             self.known.clear();
         }
@@ -403,8 +488,14 @@ impl Reader {
             .collect();
         unknown.sort_unstable();
         unknown.dedup();
-        let mut looks = 0;
-        while !unknown.is_empty() && looks < LOOKS {
+        let recorded = self.api.control.recorded(channel);
+        let give_up = Instant::now() + PATIENCE;
+        let mut pause = SOON;
+        while !unknown.is_empty() {
+            // Asked first: what was recorded before the store is asked, it knows if anybody does.
+            let is_recorded = recorded
+                .as_ref()
+                .is_some_and(|recorded| *recorded.borrow() >= Some(id));
             match self.api.store.requests(&unknown).await {
                 Ok(found) => {
                     for request in found {
@@ -412,10 +503,16 @@ impl Reader {
                         self.known.insert(request.id, is_ours);
                     }
                     unknown.retain(|id| !self.known.contains_key(id));
-                    looks += 1;
-                    if !unknown.is_empty() {
-                        sleep(SOON).await;
+                    if unknown.is_empty() || is_recorded {
+                        break;
                     }
+                    if Instant::now() >= give_up {
+                        let missing = events.outcomes.iter();
+                        let missing = missing.filter(|e| unknown.contains(&e.notification));
+                        return missing.map(|event| event.at).min();
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a stream of outcomes waits for the store");
@@ -423,7 +520,14 @@ impl Reader {
                 }
             }
         }
+        None
     }
+}
+
+/// The newest message of a channel's events.
+async fn last(broker: &dyn Broker, channel: &str) -> Result<Option<u64>, BrokerError> {
+    let last = broker.last_message_id(&names::events(channel)).await?;
+    Ok(last.map(|id| id.0))
 }
 
 /// What is read of a channel's events; ends with the broker.
@@ -450,10 +554,9 @@ fn tail(
                     Ok(Some(message)) => {
                         after = Some(message.id);
                         // The recorder says so of what cannot be read.
-                        if let Ok(events) = message::decode(&message.payload) {
-                            let read = (Arc::clone(&channel), message.id, events);
-                            return Some((read, (broker, channel, after, open)));
-                        }
+                        let events = message::decode(&message.payload).unwrap_or_default();
+                        let read = (Arc::clone(&channel), message.id, events);
+                        return Some((read, (broker, channel, after, open)));
                     }
                     Err(BrokerError::Closed) => return None,
                     Err(error) => {
@@ -486,5 +589,25 @@ mod tests {
             position.read.insert(name.into(), Some(number));
         }
         assert_eq!(position.id(), None, "too long to come back with");
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_once_that_it_may_have_been_passed() {
+        let minute = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
+        let mut mark = Mark {
+            at: minute(0),
+            told: false,
+        };
+        assert_eq!(mark.lags(minute(14)), None);
+        mark.reach(minute(5), minute(14));
+        assert_eq!(mark.lags(minute(20)), Some(minute(5)));
+        mark.reach(minute(6), minute(21));
+        assert_eq!(mark.lags(minute(22)), None, "it was said");
+        mark.reach(minute(7), minute(21));
+        mark.reach(minute(3), minute(21));
+        assert_eq!(mark.at, minute(7), "what is late says nothing new");
+        assert_eq!(mark.lags(minute(30)), Some(minute(7)), "it had caught up");
+        mark.reach(minute(90), minute(30));
+        assert_eq!(mark.at, minute(30), "nobody has read what is to come");
     }
 }

@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use herald_crds::render::Rendered;
 use herald_crds::{Address, Kind, Medium, Priority, Problem, Resource};
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use crate::api::{ChannelTest, Control, EditError, Editor};
+use crate::broker::MessageId;
 use crate::catalog::Catalog;
 use crate::catalog::folder::{FolderCatalog, WriteError};
 use crate::id::{DeliveryId, NotificationId};
@@ -56,6 +58,10 @@ impl Control for Reach {
         self.pipeline.plan.wake();
         self.pipeline.lanes.ready_everywhere();
         self.pipeline.lanes.scheduled();
+    }
+
+    fn recorded(&self, channel: &str) -> Option<watch::Receiver<Option<MessageId>>> {
+        self.pipeline.recorded(channel)
     }
 
     async fn test(&self, channel: &str, address: &Address) -> Option<ChannelTest> {

@@ -1,16 +1,22 @@
 //! Asking what became of it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures::StreamExt;
+use herald_crds::Priority;
+use herald_dispatcher::id::NotificationId;
+use herald_dispatcher::message::{Direct, Event, Events, Step};
+use herald_dispatcher::store::RecordStore as _;
+use jiff::Timestamp;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::server::{Server, order};
+use super::server::{Server, Setup, order};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_are_filtered_and_paged() {
@@ -126,6 +132,90 @@ async fn who_comes_back_too_late_is_told_since_when() {
     let mut stream = Stream::open(&server, &format!("events?after={long_ago}")).await;
     let block = stream.block().await;
     assert_eq!(block, "event: lagged\ndata: 2001-09-09T01:46:40Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_in_a_queue_that_is_gone_begins_with_what_there_is() {
+    let server = Server::start().await;
+    let now = Timestamp::now().as_second();
+    let place = json!({"at": now, "read": {"shop/mail": 1_u64 << 60}}).to_string();
+    let place = URL_SAFE_NO_PAD.encode(place);
+    let body = order(&json!([{"address": {"email": "alice@shop.example"}}]));
+    let sent = server.send_and_wait(&body).await;
+    let mut stream = Stream::open(&server, &format!("events?after={place}")).await;
+    assert!(stream.block().await.starts_with("event: lagged\n"));
+    assert_eq!(stream.outcome().await["notification"], sent["id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_in_the_stream_is_as_old_as_what_was_read_there() {
+    let server = Server::with(without_stages()).await;
+    let minutes_ago = |minutes: i64| Timestamp::now().as_second() - minutes * 60;
+    let read_at = minutes_ago(8);
+    server
+        .publish(&direct(read_at, &NotificationId::random()))
+        .await;
+    let place = json!({"at": minutes_ago(12), "read": {}}).to_string();
+    let place = URL_SAFE_NO_PAD.encode(place);
+    let path = format!("events?channel=mail&after={place}");
+    let mut stream = Stream::open(&server, &path).await;
+    stream.outcome().await;
+    let place = URL_SAFE_NO_PAD.decode(stream.id.unwrap()).unwrap();
+    let place: Value = serde_json::from_slice(&place).unwrap();
+    assert_eq!(place["at"], read_at, "a slow reader is not where it seems");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_wait_until_their_notification_is_recorded() {
+    let server = Server::with(without_stages()).await;
+    let mut stream = Stream::open(&server, "events").await;
+    stream.block().await;
+    let id = NotificationId::random();
+    let events = direct(Timestamp::now().as_second(), &id);
+    let outcomes = Events {
+        outcomes: events.outcomes.clone(),
+        ..Events::default()
+    };
+    server.publish(&outcomes).await;
+    // Recording is slow: the stream asks in vain for a while.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    server.store.record("shop/mail", &[events]).await.unwrap();
+    assert_eq!(stream.outcome().await["notification"], id.to_string());
+}
+
+/// Nothing but the API.
+fn without_stages() -> Setup {
+    Setup {
+        pipeline: false,
+        ..Setup::default()
+    }
+}
+
+/// A notification that was fanned out without SQL, and its only outcome, at a time in seconds since 1970.
+fn direct(at: i64, id: &NotificationId) -> Events {
+    let request = json!({
+        "id": id, "namespace": "shop", "sender": "test", "body": "b", "template": "login-code",
+        "definition": "sha256:0", "groups": null, "priority": "critical", "recipients": [], "parameters": {},
+        "accepted_at": at * 1000,
+    });
+    Events {
+        direct: vec![Direct {
+            request: serde_json::from_value(request).unwrap(),
+            definition: Arc::from(""),
+            deliveries: Vec::new(),
+        }],
+        outcomes: vec![Event {
+            delivery: serde_json::from_value(json!("0".repeat(24))).unwrap(),
+            notification: *id,
+            at: Timestamp::from_second(at).unwrap(),
+            round: 0,
+            attempt: 1,
+            tried: 0,
+            priority: Priority::Critical,
+            step: Step::Expired,
+        }],
+        ..Events::default()
+    }
 }
 
 /// A stream of server-sent events.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use herald_crds::{Address, Priority, Resource};
+use herald_crds::{Address, Priority, Resource, names};
 use herald_dispatcher::accept::{self, Accept, SenderRate};
 use herald_dispatcher::api::{self, Api, ChannelTest, Control, EditError, Editor, Keys, probes};
-use herald_dispatcher::broker::Broker;
 use herald_dispatcher::broker::embedded::{self, EmbeddedBroker};
+use herald_dispatcher::broker::{Broker, MessageId, Outgoing};
 use herald_dispatcher::catalog::Catalog;
 use herald_dispatcher::catalog::folder::FolderCatalog;
 use herald_dispatcher::deliver::worker::Guards;
 use herald_dispatcher::fanout::definitions::Definitions;
 use herald_dispatcher::id::NotificationId;
+use herald_dispatcher::message::{self, Events};
 use herald_dispatcher::metrics::Metrics;
 use herald_dispatcher::pipeline::{self, Pipeline};
 use herald_dispatcher::provider::{self, credentials::Credentials, tls};
@@ -283,6 +284,14 @@ impl Server {
         }
     }
 
+    /// Publishes events of the channel `shop/mail`, as its pods do.
+    pub async fn publish(&self, events: &Events) {
+        let message = Outgoing::at_once(message::encode(events));
+        let topic = names::events("shop/mail");
+        let published = self.behind.broker.publish(&topic, vec![message]);
+        published.await.unwrap();
+    }
+
     /// A request without a key.
     pub fn bare(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base))
@@ -446,6 +455,10 @@ impl Control for Reach {
             stages.plan.wake();
             stages.lanes.ready_everywhere();
         }
+    }
+
+    fn recorded(&self, channel: &str) -> Option<watch::Receiver<Option<MessageId>>> {
+        self.0.stages.as_ref()?.recorded(channel)
     }
 
     async fn test(&self, channel: &str, _: &Address) -> Option<ChannelTest> {
