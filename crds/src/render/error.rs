@@ -70,6 +70,8 @@ pub enum RenderError {
         place: Box<Place>,
         /// What, and what to do.
         message: String,
+        /// It called a filter, test or function that nothing provides.
+        unknown: bool,
     },
     /// It loops for too long, calls itself, or works on too much.
     #[error(
@@ -145,7 +147,17 @@ impl RenderError {
                         Some(expression) => format!("`{expression}`: {message}"),
                         None => message,
                     };
-                    Self::Evaluate { place, message }
+                    let unknown = matches!(
+                        error.kind(),
+                        ErrorKind::UnknownFilter
+                            | ErrorKind::UnknownTest
+                            | ErrorKind::UnknownFunction
+                    );
+                    Self::Evaluate {
+                        place,
+                        message,
+                        unknown,
+                    }
                 }
                 None => Self::Work { place },
             },

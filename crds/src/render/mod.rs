@@ -107,9 +107,8 @@ impl Compiled {
     pub fn new(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
         let compiled = Self::without_samples(definition)?;
         let mut problems = compiled.check_calls();
-        if problems.is_empty() {
-            problems = compiled.check_samples();
-        }
+        let is_known = problems.is_empty();
+        problems.extend(compiled.check_samples(is_known));
         if problems.is_empty() {
             Ok(compiled)
         } else {
@@ -355,8 +354,9 @@ impl Compiled {
         }
     }
 
-    /// Renders every sample in its own locale, or in every one if it names none.
-    fn check_samples(&self) -> Vec<Problem> {
+    /// Renders every sample in its own locale, or in every one if it names none. Unless all that is called `is_known`,
+    /// that something is not there has been said already.
+    fn check_samples(&self, is_known: bool) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (index, sample) in self.definition.template.samples.iter().enumerate() {
             let path = format!("/spec/samples/{index}");
@@ -372,6 +372,9 @@ impl Compiled {
             }
             let parameters = self.prepare(json);
             let mut failed = |error: RenderError| {
+                if !is_known && matches!(error, RenderError::Evaluate { unknown: true, .. }) {
+                    return;
+                }
                 problems.push(Problem::new(
                     &path,
                     format!("sample {:?} does not render: {error}", sample.name),

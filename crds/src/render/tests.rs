@@ -458,6 +458,36 @@ fn what_is_called_and_not_there_is_a_problem_without_a_sample_too() {
 }
 
 #[test]
+fn what_is_wrong_with_samples_is_told_beside_an_unknown_call() {
+    for call in [
+        "{{ name | uper }}",
+        "{{ uper(name) }}",
+        "{{ name is uper }}",
+    ] {
+        let found = problems(json!({
+            "content": {"sms": {"text": "{{ name }}"}},
+            "translations": {"ko": {"sms": {"text": call}}},
+            "parameters": {"type": "object", "properties": {"name": {"type": "string"}}},
+            "samples": [
+                {"name": "everywhere", "parameters": {"name": "Ann"}},
+                {"name": "mistyped", "parameters": {"nmae": "Ann"}},
+                {"name": "wrong", "parameters": {"name": 7}},
+            ],
+        }));
+        let lines: Vec<_> = found.lines().collect();
+        let beginnings = [
+            "/spec/translations/ko/sms/text: line 1: there is no ",
+            "/spec/samples/1: sample \"mistyped\" does not render: template \"order\", block /spec/content/sms/text (en)",
+            "/spec/samples/2/parameters/name: ",
+        ];
+        assert_eq!(lines.len(), beginnings.len(), "{found}");
+        for (line, beginning) in lines.iter().zip(beginnings) {
+            assert!(line.starts_with(beginning), "{found}");
+        }
+    }
+}
+
+#[test]
 fn what_a_template_defines_itself_may_be_called() {
     compile(json!({
         "content": {"sms": {"text": "{% macro shout(x) %}{{ x | upper }}{{ caller() }}{% endmacro %}{{ shout(name) }}\
