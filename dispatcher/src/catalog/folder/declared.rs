@@ -89,7 +89,7 @@ impl File {
                 file.documents = documents.len();
                 for document in documents {
                     let lines = Arc::new(document.lines);
-                    file.take(document.value, &lines, namespace);
+                    file.take(document.value, &lines, namespace, before);
                 }
                 let unclear = |declared: &Declared| declared.identity.is_none();
                 if file.declared.iter().any(unclear) {
@@ -153,41 +153,71 @@ impl File {
     }
 
     /// Takes a document apart: a resource, a namespace, a List of them, or something that is not Herald's matter.
-    fn take(&mut self, document: Value, lines: &Arc<Lines>, namespace: &str) {
+    fn take(
+        &mut self,
+        document: Value,
+        lines: &Arc<Lines>,
+        namespace: &str,
+        before: Option<&Self>,
+    ) {
         if document["apiVersion"] == "v1" && document["kind"] == "List" {
             let Value::Object(mut members) = document else {
                 return;
             };
             if let Some(Value::Array(items)) = members.remove("items") {
                 for (index, item) in items.into_iter().enumerate() {
-                    self.take_one(&item, format!("/items/{index}"), lines, namespace);
+                    self.take_one(&item, format!("/items/{index}"), lines, namespace, before);
                 }
             }
         } else {
-            self.take_one(&document, String::new(), lines, namespace);
+            self.take_one(&document, String::new(), lines, namespace, before);
         }
     }
 
-    fn take_one(&mut self, document: &Value, base: String, lines: &Arc<Lines>, namespace: &str) {
+    fn take_one(
+        &mut self,
+        document: &Value,
+        base: String,
+        lines: &Arc<Lines>,
+        namespace: &str,
+        before: Option<&Self>,
+    ) {
         if is_ours(document) {
             self.declared
                 .push(declare(document, base, lines, namespace));
         } else if document["apiVersion"] == "v1" && document["kind"] == "Namespace" {
             match namespace_labels(document) {
-                Ok((name, labels)) => {
-                    self.namespace_labels
-                        .entry(name)
-                        .or_default()
-                        .extend(labels);
+                Ok((name, labels)) => self.label(name, labels),
+                Err(problem) => {
+                    if let Some(before) = before {
+                        self.keep_labels(document["metadata"]["name"].as_str(), before);
+                    }
+                    self.declared.push(Declared {
+                        identity: None,
+                        resource: None,
+                        problems: vec![problem],
+                        alone: base.is_empty(),
+                        base,
+                        lines: Arc::clone(lines),
+                    });
                 }
-                Err(problem) => self.declared.push(Declared {
-                    identity: None,
-                    resource: None,
-                    problems: vec![problem],
-                    alone: base.is_empty(),
-                    base,
-                    lines: Arc::clone(lines),
-                }),
+            }
+        }
+    }
+
+    fn label(&mut self, namespace: String, labels: BTreeMap<String, String>) {
+        let known = self.namespace_labels.entry(namespace).or_default();
+        known.extend(labels);
+    }
+
+    /// Keeps the labels that a namespace had before; of every one, if it cannot be told which is meant.
+    fn keep_labels(&mut self, namespace: Option<&str>, before: &Self) {
+        let namespace = namespace.filter(|name| !name.is_empty());
+        let kept = before.namespace_labels.iter();
+        for (name, labels) in kept.filter(|(name, _)| namespace.is_none_or(|only| *name == only)) {
+            let known = self.namespace_labels.entry(name.clone()).or_default();
+            for (key, value) in labels {
+                known.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
     }

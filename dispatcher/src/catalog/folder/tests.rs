@@ -152,6 +152,30 @@ fn a_channel_that_allows_namespaces_by_label_knows_those_of_the_folder() {
 }
 
 #[test]
+fn a_slip_in_a_namespace_takes_no_label_away() {
+    let shop = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {team: shop, tier: gold}\n";
+    let bank = shop.replace("shop", "bank");
+    let folder = Folder::with(&[("namespaces.yaml", &format!("{shop}---\n{bank}"))]);
+    let labels =
+        |snapshot: &Snapshot, namespace: &str| snapshot.namespace_labels[namespace].clone();
+    let before = labels(&folder.catalog.current(), "shop");
+    assert_eq!(before.len(), 2);
+    for slip in [("tier: gold", "tier: 7"), ("name: shop", "nmae: shop")] {
+        let wrong = shop.replace(slip.0, slip.1);
+        let bank = bank.replace("gold", "silver");
+        let snapshot = folder.change("namespaces.yaml", &format!("{wrong}---\n{bank}"));
+        assert_eq!(folder.problems().len(), 1);
+        assert_eq!(labels(&snapshot, "shop"), before, "{slip:?}");
+        assert_eq!(labels(&snapshot, "bank")["tier"], "silver", "{slip:?}");
+    }
+    let snapshot = folder.change("namespaces.yaml", &bank);
+    assert!(
+        !snapshot.namespace_labels.contains_key("shop"),
+        "it is gone, and no slip"
+    );
+}
+
+#[test]
 fn a_good_folder_is_in_force_and_what_is_not_ours_is_passed_over() {
     let folder = Folder::with(&[
         ("mail.yaml", MAIL),
