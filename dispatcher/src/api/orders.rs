@@ -332,7 +332,8 @@ struct Changed {
 struct Replayed {
     /// So many go out again; as many as `limit`: there may be more, ask again.
     changed: u64,
-    /// Those that were meant and cannot go out again, oldest first, at most 1,000. They stay dead letters.
+    /// Those that were meant and cannot go out again, oldest first, at most 1,000. They stay dead letters. If `changed`
+    /// is `limit`, only those that failed before the last that goes out: ask again for the others.
     refused: Vec<NotReplayed>,
 }
 

@@ -259,7 +259,8 @@ pub struct DeadLetterFilter {
 pub struct Replayed {
     /// So many go out again.
     pub count: u64,
-    /// Those that were meant and cannot, oldest first, at most 1,000: they stay dead letters.
+    /// Those that were meant and cannot, oldest first, at most 1,000: they stay dead letters. If as many go out as were
+    /// asked for, only those that failed before the last of them are sure to be here.
     pub refused: Vec<(DeliveryId, Refusal)>,
 }
 

@@ -48,11 +48,11 @@ macro_rules! cannot_be_replayed {
     };
 }
 
-/// Rows and their notifications' numbers, oldest first; `?7` 1: only those that can be replayed; `?8` limit.
+/// Rows, their notifications' numbers and when they failed, oldest first; `?7` 1: only those that can be replayed; `?8` limit.
 macro_rules! pick {
     ($($from:tt)*) => {
         concat!(
-            "SELECT d.row, d.notification FROM ",
+            "SELECT d.row, d.notification, d.ended_at FROM ",
             $($from)*,
             dead!(),
             "AND NOT (?7 AND ",
@@ -180,27 +180,61 @@ impl SqliteStore {
             return Ok(Replayed::default());
         };
         let now = millis(now);
-        self.write(move |c| {
-            Box::pin(async move {
-                let refused = refused(c, dead.clone()).await?;
-                let (rows, seqs) = pick(c, dead, true, limit).await?;
-                let count = rows.len() as u64;
-                if rows.is_empty() {
-                    return Ok(Replayed { count, refused });
-                }
-                let mut tally = Tally::default();
-                for seq in &seqs {
-                    tally.moved(*seq, Some(State::Failed), State::Queued, 1, now);
-                }
-                let texts = json(&rows);
-                for statement in [KEEP_RELEASE, KEEP_FAILURE, REPLAY, REPLAY_CARRIED, NOTE] {
-                    apply(c, statement, &texts, now, "replayed").await?;
-                }
-                tally.apply(c).await?;
-                Ok(Replayed { count, refused })
+        let mut looked_at = dead.clone();
+        let picked = self
+            .write(move |c| {
+                Box::pin(async move {
+                    let picked = pick(c, dead, true, limit).await?;
+                    if picked.rows.is_empty() {
+                        return Ok(picked);
+                    }
+                    let mut tally = Tally::default();
+                    for seq in &picked.seqs {
+                        tally.moved(*seq, Some(State::Failed), State::Queued, 1, now);
+                    }
+                    let texts = json(&picked.rows);
+                    for statement in [KEEP_RELEASE, KEEP_FAILURE, REPLAY, REPLAY_CARRIED, NOTE] {
+                        apply(c, statement, &texts, now, "replayed").await?;
+                    }
+                    tally.apply(c).await?;
+                    Ok(picked)
+                })
             })
+            .await?;
+        // What is dead still, as far as was looked, could not go out. Nobody has to wait while that is read.
+        if let Some(last) = picked.last
+            && picked.rows.len() == limit
+        {
+            looked_at.until = looked_at.until.min(last.saturating_add(1));
+        }
+        Ok(Replayed {
+            count: picked.rows.len() as u64,
+            refused: self.refused(looked_at).await?,
         })
-        .await
+    }
+
+    /// Which dead letters cannot be replayed, and why.
+    async fn refused(&self, dead: Dead) -> Result<Vec<(DeliveryId, Refusal)>, StoreError> {
+        let statement = if dead.by_id { REFUSED_BY_ID } else { REFUSED };
+        let rows: Vec<(Vec<u8>, bool)> = sqlx::query_as(statement)
+            .bind(dead.namespace)
+            .bind(dead.from)
+            .bind(dead.until)
+            .bind(dead.channel)
+            .bind(dead.reason)
+            .bind(dead.ids)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        let refused = rows.into_iter().map(|(id, called_back)| {
+            let refusal = if called_back {
+                Refusal::CalledBack
+            } else {
+                Refusal::Blanked
+            };
+            Ok((delivery_id(&id)?, refusal))
+        });
+        refused.collect()
     }
 
     /// See [`HistoryStore::discard`](crate::store::HistoryStore::discard).
@@ -217,7 +251,7 @@ impl SqliteStore {
         let now = millis(now);
         self.write(move |c| {
             Box::pin(async move {
-                let (rows, _) = pick(c, dead, false, limit).await?;
+                let Picked { rows, .. } = pick(c, dead, false, limit).await?;
                 if rows.is_empty() {
                     return Ok(0);
                 }
@@ -244,14 +278,22 @@ struct Dead {
     by_id: bool,
 }
 
-/// The rows of dead letters, oldest first, as a statement's rows, with how many of them each notification has.
+/// Dead letters, oldest first.
+struct Picked {
+    rows: Vec<i64>,
+    /// Each one's notification.
+    seqs: Vec<i64>,
+    /// When the last of them failed.
+    last: Option<i64>,
+}
+
 async fn pick(
     connection: &mut SqliteConnection,
     dead: Dead,
     only_wanted: bool,
     limit: usize,
-) -> Result<(Vec<i64>, Vec<i64>), StoreError> {
-    let picked: Vec<(i64, i64)> = sqlx::query_as(if dead.by_id { PICK_BY_ID } else { PICK })
+) -> Result<Picked, StoreError> {
+    let picked: Vec<(i64, i64, i64)> = sqlx::query_as(if dead.by_id { PICK_BY_ID } else { PICK })
         .bind(dead.namespace)
         .bind(dead.from)
         .bind(dead.until)
@@ -263,34 +305,9 @@ async fn pick(
         .fetch_all(connection)
         .await
         .map_err(failed)?;
-    Ok(picked.into_iter().unzip())
-}
-
-/// Which dead letters cannot be replayed, and why.
-async fn refused(
-    connection: &mut SqliteConnection,
-    dead: Dead,
-) -> Result<Vec<(DeliveryId, Refusal)>, StoreError> {
-    let statement = if dead.by_id { REFUSED_BY_ID } else { REFUSED };
-    let rows: Vec<(Vec<u8>, bool)> = sqlx::query_as(statement)
-        .bind(dead.namespace)
-        .bind(dead.from)
-        .bind(dead.until)
-        .bind(dead.channel)
-        .bind(dead.reason)
-        .bind(dead.ids)
-        .fetch_all(connection)
-        .await
-        .map_err(failed)?;
-    let refused = rows.into_iter().map(|(id, called_back)| {
-        let refusal = if called_back {
-            Refusal::CalledBack
-        } else {
-            Refusal::Blanked
-        };
-        Ok((delivery_id(&id)?, refusal))
-    });
-    refused.collect()
+    let last = picked.last().map(|(.., ended_at)| *ended_at);
+    let (rows, seqs) = picked.into_iter().map(|(row, seq, _)| (row, seq)).unzip();
+    Ok(Picked { rows, seqs, last })
 }
 
 /// Does a statement to rows, given as JSON, at a time; the third parameter is a step's name.
@@ -316,6 +333,47 @@ mod tests {
     use super::super::explain::reads_no_whole_table;
     use super::super::tests::open;
     use super::*;
+    use crate::message::{Request, Step};
+    use crate::store::HistoryStore as _;
+    use crate::store::contract::stages::{
+        at, event, failure, planned, release, request, rows, tell,
+    };
+
+    #[tokio::test]
+    async fn what_cannot_be_replayed_is_told_as_far_as_was_looked() {
+        let opened = open().await;
+        let sensitive = |text: &str| Request {
+            sensitive: true,
+            ..request(text)
+        };
+        let asked = [sensitive("1"), request("2"), sensitive("3")];
+        let mut dead = Vec::new();
+        for (request, failed_at) in asked.iter().zip([20, 30, 40]) {
+            planned(&opened.store, request, &rows(&request.id, 1)).await;
+            let waiting = release(&opened.store, 1, at(10)).await;
+            let failed = Step::Failed {
+                error: failure(),
+                address_gone: false,
+                delivery: None,
+            };
+            tell(
+                &opened.store,
+                vec![event(&waiting[0], 1, failed_at, failed)],
+            )
+            .await;
+            dead.push(waiting[0].id);
+        }
+        let blanked = |id: DeliveryId| (id, Refusal::Blanked);
+        let everything = DeadLetterFilter::default();
+        let replay = async |limit| {
+            let replayed = opened.store.replay("shop", &everything, limit, at(50));
+            let Replayed { count, refused } = replayed.await.unwrap();
+            (count, refused)
+        };
+        assert_eq!(replay(1).await, (1, vec![blanked(dead[0])]));
+        let rest = vec![blanked(dead[0]), blanked(dead[2])];
+        assert_eq!(replay(1).await, (0, rest));
+    }
 
     #[tokio::test]
     async fn no_statement_about_dead_letters_reads_a_whole_table() {
