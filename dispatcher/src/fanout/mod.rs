@@ -98,6 +98,11 @@ impl Fanout {
         let mut rows: Vec<(Waiting, Arc<Prepared>)> = rows
             .into_iter()
             .filter_map(|row| match prepared.get(&row.notification) {
+                // Before all else: what is too late does not rest either.
+                Some(Ok(prepared)) if prepared.request.expires_at.is_some_and(|at| at <= now) => {
+                    fanned.end(&row, priority, now, Step::Expired);
+                    None
+                }
                 Some(Ok(prepared)) if self.is_suspended(&prepared.request) => {
                     fanned.resting.push(row.row);
                     None
@@ -121,13 +126,6 @@ impl Fanout {
             })
             .collect();
 
-        rows.retain(|(row, prepared)| {
-            let is_late = prepared.request.expires_at.is_some_and(|at| at <= now);
-            if is_late {
-                fanned.end(row, priority, now, Step::Expired);
-            }
-            !is_late
-        });
         self.drop_unwanted(spec, priority, &mut rows, &mut fanned, now)
             .await?;
         self.drop_duplicates(channel, priority, &mut rows, &mut fanned, now)

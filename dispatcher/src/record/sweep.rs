@@ -75,6 +75,14 @@ impl Sweep {
     /// Looks once; answers how many deliveries were overdue.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
         let now = Timestamp::now();
+        // Nobody looks at what waits for what is suspended.
+        let late = self.store.end_late(now).await?;
+        if late > 0 {
+            tracing::info!(
+                late,
+                "what waited for longer than it was good for has expired"
+            );
+        }
         let declared = self.catalog.current();
         // Each by itself: one of which much is overdue, or whose recording lags, holds up none of the others.
         let mut sweeping = Vec::with_capacity(declared.channels.len());

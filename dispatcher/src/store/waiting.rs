@@ -152,6 +152,10 @@ pub trait WaitingStore {
         now: Timestamp,
     ) -> Result<Recalled, StoreError>;
 
+    /// Ends the rows that wait although their notification has expired: also those that nobody looks at, since their channel
+    /// or template is suspended. Answers how many.
+    async fn end_late(&self, now: Timestamp) -> Result<u64, StoreError>;
+
     /// Ends the rows that wait for a channel that is no more as failed (`channel-deleted`), at most `limit`; answers how many.
     /// What is out ends with an [event](super::RecordStore::record), which those who hold copies of it hear too.
     async fn end_channel(

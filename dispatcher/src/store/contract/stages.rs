@@ -69,6 +69,7 @@ macro_rules! store_contract {
             a_released_row_is_out_and_a_row_that_has_changed_is_left_alone,
             what_rests_is_looked_at_by_nobody_until_it_is_woken,
             what_rests_is_cancelled_and_ends_with_its_channel,
+            what_waits_ends_when_its_notification_has_expired,
             a_row_without_a_channel_ends_as_it_is_written,
             cancelling_ends_what_waits_and_names_the_channels_of_what_is_out,
             what_comes_back_of_a_cancelled_notification_ends,
@@ -803,6 +804,28 @@ pub(crate) async fn what_rests_is_cancelled_and_ends_with_its_channel(store: &im
     assert_eq!(store.cancel(&cancelled.id, at(1)).await.unwrap().waiting, 1);
     assert_eq!(store.end_channel(MAIL, at(2), 10).await.unwrap(), 1);
     assert_eq!(waiting_and_out(store).await, (0, 0));
+}
+
+pub(crate) async fn what_waits_ends_when_its_notification_has_expired(store: &impl Stages) {
+    let request = Request {
+        expires_at: Some(at(1_000)),
+        ..request("1")
+    };
+    let mut people = rows(&request.id, 4);
+    people[3].due = at(60_000);
+    planned(store, &request, &people).await;
+    let for_ever = self::request("2");
+    planned(store, &for_ever, &rows(&for_ever.id, 1)).await;
+    release(store, 1, at(0)).await;
+    let turn = Turn::default();
+    let chunk = store.chunk(MAIL, Priority::Normal, &turn, 1).await.unwrap();
+    let resting: Vec<i64> = chunk.rows.iter().map(|row| row.row).collect();
+    store.rest(&resting).await.unwrap();
+    assert_eq!(waiting_and_out(store).await, (4, 1));
+    assert_eq!(store.end_late(at(999)).await.unwrap(), 0);
+    assert_eq!(store.end_late(at(1_000)).await.unwrap(), 3);
+    assert_eq!(store.end_late(at(2_000)).await.unwrap(), 0);
+    assert_eq!(waiting_and_out(store).await, (1, 1));
 }
 
 pub(crate) async fn a_row_without_a_channel_ends_as_it_is_written(store: &impl Stages) {

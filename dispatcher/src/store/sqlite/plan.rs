@@ -69,6 +69,7 @@ impl NewNotification {
                 pending,
                 u8::from(beginning == Beginning::Resolved),
                 json(&Cursor::default()),
+                request.expires_at.map(millis),
             ]),
             request: asked::pack(request),
         }
@@ -101,10 +102,10 @@ pub(super) async fn insert(
     let rows: Vec<_> = notifications.iter().map(|n| &n.row).collect();
     let inserted: Vec<(i64, Vec<u8>)> = sqlx::query_as(
         "INSERT INTO notifications (id, namespace, template, sender, body, priority, metadata, sensitive,
-             accepted_at, resolve_at, pending, resolved, cursor)
+             accepted_at, resolve_at, pending, resolved, cursor, expires_at)
          SELECT unhex(n.value ->> 0), n.value ->> 1, n.value ->> 2, n.value ->> 3, n.value ->> 4,
              n.value ->> 5, n.value ->> 6, n.value ->> 7, n.value ->> 8, n.value ->> 9, n.value ->> 10,
-             n.value ->> 11, n.value ->> 12
+             n.value ->> 11, n.value ->> 12, n.value ->> 13
          FROM json_each(?1) AS n WHERE true
          ON CONFLICT (id) DO NOTHING RETURNING seq, id",
     )

@@ -24,6 +24,7 @@ CREATE TABLE notifications (
     sensitive INTEGER NOT NULL, -- 1: its parameters are blanked when it has ended
     accepted_at INTEGER NOT NULL,
     resolve_at INTEGER NOT NULL, -- `sendAt`, else acceptance
+    expires_at INTEGER, -- what has not been sent by then is too late; NULL: never
     -- 0: nothing to resolve (done, cancelled or held), 1: its time has not come, 2: to be resolved
     pending INTEGER NOT NULL,
     resolved INTEGER NOT NULL DEFAULT 0, -- 1: all its recipients are rows
@@ -51,6 +52,7 @@ CREATE TABLE notifications (
 );
 CREATE INDEX notifications_pending ON notifications (priority, rows) WHERE pending = 2;
 CREATE INDEX notifications_planned ON notifications (resolve_at) WHERE pending = 1;
+CREATE INDEX notifications_expiring ON notifications (expires_at) WHERE ended_at IS NULL AND expires_at IS NOT NULL;
 CREATE INDEX notifications_open ON notifications (namespace, template) WHERE ended_at IS NULL;
 CREATE INDEX notifications_accepted ON notifications (namespace, accepted_at);
 CREATE INDEX notifications_template ON notifications (namespace, template, accepted_at);

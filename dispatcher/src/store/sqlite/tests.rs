@@ -319,6 +319,10 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             waiting::CHUNK,
             "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification=?)",
         ),
+        (
+            waiting::LATE,
+            "notifications_expiring (expires_at>? AND expires_at<?)",
+        ),
         (waiting::WAKE, "deliveries_resting (notification=?)"),
         (
             waiting::RIPE,

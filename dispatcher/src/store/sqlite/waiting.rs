@@ -25,6 +25,8 @@ const SWEEP: i64 = 2_000;
 enum Order {
     /// Those that wait become cancelled.
     Cancel,
+    /// Those that wait become expired.
+    Expire,
     /// Those that have not ended get this class.
     Prioritize(Priority),
 }
@@ -425,6 +427,31 @@ impl WaitingStore for SqliteStore {
         }
     }
 
+    async fn end_late(&self, now: Timestamp) -> Result<u64, StoreError> {
+        let now = millis(now);
+        let mut ended = 0;
+        let mut after = (i64::MIN, 0);
+        loop {
+            let late: Vec<(i64, Vec<u8>, i64)> = sqlx::query_as(LATE)
+                .bind(now)
+                .bind(after.0)
+                .bind(after.1)
+                .bind(SWEEP)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            let Some((seq, _, expires_at)) = late.last() else {
+                return Ok(ended);
+            };
+            after = (*expires_at, *seq);
+            let of: Vec<(i64, NotificationId)> = late
+                .iter()
+                .map(|(seq, id, _)| Ok((*seq, notification_id(id)?)))
+                .collect::<Result<_, StoreError>>()?;
+            ended += self.sweep(&of, Order::Expire, now).await?.waiting;
+        }
+    }
+
     async fn end_channel(
         &self,
         channel: &str,
@@ -676,7 +703,11 @@ impl SqliteStore {
                         .await
                         .map_err(failed)?;
                     }
-                    Order::Cancel => {
+                    Order::Cancel | Order::Expire => {
+                        let to = match order {
+                            Order::Expire => State::Expired,
+                            _ => State::Cancelled,
+                        };
                         let groups: Vec<(i64, i64, i64)> = sqlx::query_as(
                             "SELECT notification, state, count(*) FROM deliveries
                              WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0
@@ -688,18 +719,19 @@ impl SqliteStore {
                         .map_err(failed)?;
                         let mut tally = Tally::default();
                         for (seq, from, n) in groups {
-                            tally.moved(seq, Some(state(from)?), State::Cancelled, n, now);
+                            tally.moved(seq, Some(state(from)?), to, n, now);
                         }
                         for statement in [
                             "DELETE FROM carried WHERE row IN (
                                  SELECT row FROM deliveries
                                  WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0)",
-                            "UPDATE deliveries SET state = 5, waiting = 0, ended_at = ?2
+                            "UPDATE deliveries SET state = ?3, waiting = 0, ended_at = ?2
                              WHERE row IN (SELECT value FROM json_each(?1)) AND waiting > 0",
                         ] {
                             sqlx::query(statement)
                                 .bind(&rows)
                                 .bind(now)
+                                .bind(to as i64)
                                 .execute(&mut *c)
                                 .await
                                 .map_err(failed)?;
@@ -910,6 +942,12 @@ pub(super) const OF_NOTIFICATIONS: &str = "SELECT n.key, d.row, d.id, d.waiting,
 
 pub(super) const OPEN_OF_TEMPLATE: &str = "SELECT seq, id FROM notifications
     WHERE namespace = ?1 AND template = ?2 AND ended_at IS NULL AND seq > ?3 ORDER BY seq LIMIT ?4";
+
+/// Notifications that have expired and of which something may wait.
+pub(super) const LATE: &str = "SELECT seq, id, expires_at FROM notifications
+    WHERE ended_at IS NULL AND expires_at IS NOT NULL AND expires_at <= ?1 AND (expires_at, seq) > (?2, ?3)
+        AND scheduled + queued + retrying > 0
+    ORDER BY expires_at, seq LIMIT ?4";
 
 pub(super) const OF_CHANNEL: &str = "SELECT row, notification, state FROM (
         SELECT row, notification, state FROM deliveries WHERE waiting = 2 AND channel = ?1
