@@ -50,7 +50,8 @@ pub struct SendRequest {
     /// The sender's own words about it, for search: at most 32, of at most 256 characters each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// More recipients than the template's `maxRecipients` are meant, up to so many.
+    /// More recipients than the template's `maxRecipients` are meant, up to so many. They are counted before those that
+    /// are in twice are found: somebody who is in by id and by the same bare address, or in two groups, counts twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_recipients: Option<u64>,
 }

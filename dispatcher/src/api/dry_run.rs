@@ -1,6 +1,6 @@
 //! Dry runs: what would be sent, to whom, and how it would look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::preview::{self, Block};
 use super::{Api, Kind, Problem, schema};
 use crate::accept::Prepared;
+use crate::catalog::FullName;
 use crate::fanout::definitions::Groups;
 use crate::message::{Request, Suppression};
 use crate::plan::route::{Person, Routes};
@@ -32,11 +33,12 @@ const SAMPLES: usize = 2;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DryRun {
-    /// Recipients, before those that are in twice are found.
+    /// Recipients, before those that are in twice are found: by id and by the same bare address, or in two groups.
     pub recipients: u64,
     /// Recipients whose channels were worked out; the counts below are of these.
     pub looked_at: u64,
-    /// Messages that would go out, by channel (`namespace/name`).
+    /// Messages that would go out, by channel (`namespace/name`): one to somebody who is in by id and by the same bare
+    /// address, if the person is among those looked at.
     pub channels: BTreeMap<String, u64>,
     /// Messages that would not go out, by reason: `opted-out`, `no-address`, `unknown-recipient`.
     pub suppressed: BTreeMap<String, u64>,
@@ -84,7 +86,8 @@ pub(super) async fn run(api: &Api, prepared: Prepared) -> Result<DryRun, Problem
         api,
         request,
         routes: Arc::new(Routes::new(request, spec, &declared)),
-        seen: std::collections::HashSet::new(),
+        seen: HashSet::new(),
+        reached: HashSet::new(),
         answer: DryRun {
             priority: request.priority,
             direct: prepared.path == herald_crds::names::Path::Direct,
@@ -146,7 +149,9 @@ struct Walk<'a> {
     request: &'a Request,
     routes: Arc<Routes>,
     /// People who were met already.
-    seen: std::collections::HashSet<Arc<str>>,
+    seen: HashSet<Arc<str>>,
+    /// Where they have a row: channel and address.
+    reached: HashSet<(FullName, Arc<str>)>,
     answer: DryRun,
     /// The first messages: channel, medium, for whom.
     firsts: Vec<(String, Medium, Arc<RenderedFor>)>,
@@ -228,7 +233,7 @@ impl Walk<'_> {
             .collect();
         let namespace = &self.request.namespace;
         let answers = self.api.store.suppressed(namespace, &endpoints).await?;
-        let suppressed: std::collections::HashSet<(&str, &str)> = endpoints
+        let suppressed: HashSet<(&str, &str)> = endpoints
             .into_iter()
             .zip(answers)
             .filter_map(|(endpoint, is)| is.then_some(endpoint))
@@ -250,6 +255,13 @@ impl Walk<'_> {
             let now = self.request.accepted_at;
             routes.rows(&self.request.id, &person, now, is_suppressed, &mut rows);
             for row in rows {
+                let place = (Arc::clone(&row.channel), Arc::clone(&row.endpoint));
+                if !row.recipient.is_empty() {
+                    self.reached.insert(place);
+                } else if self.reached.contains(&place) {
+                    // Bare addresses come last: whose this is, gets one message.
+                    continue;
+                }
                 self.count(&row, *recipient);
             }
         }

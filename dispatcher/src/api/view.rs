@@ -103,7 +103,7 @@ pub struct Notification {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
-    /// So many recipients it has.
+    /// So many recipients it has, before those that are in twice are found.
     pub recipients: u64,
     /// So many its template allows.
     pub allowed: u64,

@@ -152,6 +152,17 @@ async fn a_dry_run_says_what_would_be_sent_and_sends_nothing() {
     );
     assert_eq!(run["samples"].as_array().unwrap().len(), 2);
     assert_eq!(run["samples"][0]["content"]["subject"], "Order 7");
+    let to = json!([
+        {"address": {"email": "alice@shop.example"}}, {"recipient": "alice"},
+        {"address": {"email": "carol@shop.example"}},
+    ]);
+    let run = server.post("notifications?dryRun=true", &order(&to)).await;
+    let run = run.expect(StatusCode::OK);
+    assert_eq!(
+        run["channels"],
+        json!({"shop/mail": 2}),
+        "one to who is named by id and by the same address"
+    );
     let mut over_text = order(&json!([{"recipient": "bob"}]));
     over_text["channels"] = json!(["text"]);
     let run = server.post("notifications?dryRun=true", &over_text).await;
