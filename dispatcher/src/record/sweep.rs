@@ -107,15 +107,13 @@ impl Sweep {
     }
 
     async fn sweep_channel(&self, channel: &str, now: Timestamp) -> Result<u64, StoreError> {
-        let mut before = now - self.timing.overdue;
-        if let Some(load) = self.loads.get(channel) {
-            // Where nothing is sent, silence means nothing.
-            if load.is_stopped() {
-                return Ok(0);
-            }
-            // However slow a channel is: what was released after the oldest of what it holds may be in hand too.
-            before = load.held_since.map_or(before, |since| before.min(since));
-        }
+        // Where nothing is sent, silence means nothing: nobody delivers, since a provider cannot be built, or none works.
+        let Some(load) = self.loads.get(channel).filter(|load| !load.is_stopped()) else {
+            return Ok(0);
+        };
+        // However slow a channel is: what was released after the oldest of what it holds may be in hand too.
+        let before = now - self.timing.overdue;
+        let before = load.held_since.map_or(before, |since| before.min(since));
         let overdue = || self.store.overdue(channel, before, BATCH);
         let mut found = 0;
         if !overdue().await?.is_empty() && self.has_recorded(channel).await {
@@ -173,6 +171,7 @@ impl Sweep {
 mod tests {
     use crate::broker::embedded::{self, EmbeddedBroker};
     use crate::catalog::folder::FolderCatalog;
+    use crate::deliver::load::Load;
     use crate::store::contract::stages::{planned, request, row};
     use crate::store::sqlite::{self, SqliteStore};
     use crate::store::{Chunk, RecordStore, Turn, WaitingStore};
@@ -189,9 +188,9 @@ spec:
 ";
 
     #[tokio::test]
-    async fn a_channel_that_is_not_recorded_holds_up_no_other() {
+    async fn a_channel_that_is_not_recorded_holds_up_no_other_and_one_without_a_worker_is_silent() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["behind", "lossy"] {
+        for name in ["behind", "idle", "lossy"] {
             let file = dir.path().join(format!("{name}.yaml"));
             std::fs::write(file, CHANNEL.replace("NAME", name)).unwrap();
         }
@@ -215,10 +214,13 @@ spec:
             timing: Arc::default(),
             recorded: Box::new(|channel| {
                 let (_, recorded) = watch::channel(Some(MessageId(u64::MAX)));
-                (channel == "shop/lossy").then_some(recorded)
+                (channel != "shop/behind").then_some(recorded)
             }),
         };
-        for (channel, n) in [("shop/behind", BATCH), ("shop/lossy", 1)] {
+        for channel in ["shop/behind", "shop/lossy"] {
+            sweep.loads.set(&Arc::from(channel), Load::default());
+        }
+        for (channel, n) in [("shop/behind", BATCH), ("shop/idle", 1), ("shop/lossy", 1)] {
             let request = request(channel);
             let mut rows: Vec<_> = (0..n)
                 .map(|n| row(&request.id, &format!("person-{n}")))
@@ -234,6 +236,6 @@ spec:
             store.released(&out, Timestamp::UNIX_EPOCH).await.unwrap();
         }
         assert_eq!(sweep.sweep().await.unwrap(), 1);
-        assert_eq!(store.unended().await.unwrap(), (1, BATCH as u64));
+        assert_eq!(store.unended().await.unwrap(), (1, BATCH as u64 + 1));
     }
 }
