@@ -41,7 +41,7 @@ pub struct Args {
     /// Size of the queue, in MiB, from which on nothing more is accepted (503).
     #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     max_queue: u64,
-    /// Most deliveries of a channel whose outcome is not on disk yet: so many may be sent twice when the process is killed.
+    /// Most deliveries of a channel whose outcome is not on disk yet: so many of each channel may be sent twice when the process is killed.
     #[arg(long, value_name = "NUMBER", default_value_t = pipeline::WINDOW)]
     window: usize,
     /// An API key that may do everything.
