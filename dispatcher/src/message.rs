@@ -6,14 +6,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use herald_crds::Priority;
+use herald_crds::names::Topic;
 use jiff::Timestamp;
 use jiff::fmt::serde::timestamp::millisecond;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::broker::{MessageId, Outgoing};
 use crate::id::{DeliveryId, FullName, NotificationId};
 
 /// The envelope's version: the layout of its two leading bytes.
@@ -259,6 +263,53 @@ pub struct Events {
     /// Orders about what is already out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Control>,
+    /// Messages that nobody can read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub garbage: Vec<Garbage>,
+}
+
+/// A message that is none of Herald's, or was damaged: kept, so that somebody may find out what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Garbage {
+    /// The topic it came from.
+    pub topic: Arc<str>,
+    /// Where it stood there.
+    pub message: u64,
+    /// When it was found.
+    #[serde(with = "millisecond::required")]
+    pub at: Timestamp,
+    /// What the parser said.
+    pub reason: String,
+    /// How many bytes it had.
+    pub length: usize,
+    /// Base64 of its first [`Garbage::MOST_BYTES`] bytes.
+    pub bytes: Arc<str>,
+}
+
+impl Garbage {
+    /// Most bytes kept of a message.
+    pub const MOST_BYTES: usize = 64 * 1024;
+
+    /// What is kept of a message, given where it stood and why it cannot be read.
+    pub fn new(topic: &Topic, message: MessageId, payload: &[u8], error: &DecodeError) -> Self {
+        let kept = &payload[..payload.len().min(Self::MOST_BYTES)];
+        Self {
+            topic: Arc::from(topic.as_str()),
+            message: message.0,
+            at: Timestamp::now(),
+            reason: error.to_string(),
+            length: payload.len(),
+            bytes: Arc::from(BASE64_STANDARD.encode(kept)),
+        }
+    }
+
+    /// The message that tells of it.
+    pub fn told(self) -> Outgoing {
+        Outgoing::at_once(encode(&Events {
+            garbage: vec![self],
+            ..Events::default()
+        }))
+    }
 }
 
 /// A notification that was fanned out without SQL.

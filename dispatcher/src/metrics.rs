@@ -123,6 +123,8 @@ metrics! {
     store_errors: Family<Operation, Counter> = Family::default();
     /// Failures of the broker, by operation.
     broker_errors: Family<Operation, Counter> = Family::default();
+    /// Messages that cannot be read and are kept for somebody to look at, by the kind of their topic.
+    unreadable_messages: Family<Operation, Counter> = Family::default();
     /// Rows found overdue by the sweep and released again.
     redriven: Counter = Counter::default();
     /// Rows that were released and of which nothing was heard in time.

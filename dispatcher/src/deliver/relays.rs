@@ -6,16 +6,23 @@ use herald_crds::{Priority, names};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, Incoming, Outgoing, Sharing};
-use crate::message::{self, Bundle, DecodeError};
+use crate::message::{self, Bundle, DecodeError, Garbage};
+use crate::metrics::{Metrics, Operation};
 
 /// Messages a relay holds unacknowledged.
 const PREFETCH: usize = 64;
 
 /// Runs one relay of a channel until `stop`.
-pub async fn run(broker: &dyn Broker, channel: &str, relay: usize, stop: CancellationToken) {
+pub async fn run(
+    broker: &dyn Broker,
+    channel: &str,
+    relay: usize,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) {
     stop.run_until_cancelled(async {
         loop {
-            if let Err(error) = relay_messages(broker, channel, relay).await {
+            if let Err(error) = relay_messages(broker, channel, relay, metrics).await {
                 tracing::warn!(channel, relay, %error, "the relay was interrupted, beginning again");
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -28,6 +35,7 @@ async fn relay_messages(
     broker: &dyn Broker,
     channel: &str,
     relay: usize,
+    metrics: &Metrics,
 ) -> Result<(), BrokerError> {
     let [first, second] = names::relays(channel);
     let topic = if relay == 0 { first } else { second };
@@ -79,7 +87,14 @@ async fn relay_messages(
                     .await?;
             }
             Err(error) => {
-                tracing::error!(channel, %error, "a message in the relay cannot be read and is dropped");
+                tracing::error!(channel, %error, "a message in the relay cannot be read and is put aside");
+                let operation = "relay";
+                let unreadable = &metrics.unreadable_messages;
+                unreadable.get_or_create(&Operation { operation }).inc();
+                let garbage = Garbage::new(&topic, id, &payload, &error);
+                broker
+                    .publish(&names::events(channel), vec![garbage.told()])
+                    .await?;
             }
         }
         acknowledger.acknowledge(&[id]).await?;

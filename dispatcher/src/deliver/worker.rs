@@ -217,8 +217,11 @@ impl Worker {
         for relay in [0, 1] {
             let (worker, stop) = (Arc::clone(&self), stop.clone());
             tasks.spawn(
-                async move { relays::run(&*worker.broker, &worker.channel, relay, stop).await }
-                    .instrument(span.clone()),
+                async move {
+                    let metrics = &worker.shared.metrics;
+                    relays::run(&*worker.broker, &worker.channel, relay, metrics, stop).await;
+                }
+                .instrument(span.clone()),
             );
         }
         let (worker, ticking) = (Arc::clone(&self), stop.clone());

@@ -27,8 +27,8 @@ use crate::catalog::{Catalog, FullName};
 use crate::fanout::definitions::{Definitions, unbase64};
 use crate::fanout::{self, Fanout, bundle};
 use crate::message::{
-    self, DecodeError, DefinitionHash, Delivery, Direct, DirectDelivery, Event, Events, Request,
-    Requests, Step, To,
+    self, DecodeError, DefinitionHash, Delivery, Direct, DirectDelivery, Event, Events, Garbage,
+    Request, Requests, Step, To,
 };
 use crate::metrics::{Metrics, NamespaceClass, Operation};
 use crate::store::{NewDelivery, Planned, Store, StoreError, Waiting};
@@ -131,8 +131,8 @@ impl Plan {
                         let ids: Vec<MessageId> =
                             messages.iter().map(|message| message.id).collect();
                         match path {
-                            Path::Stored => self.write_down(&messages).await,
-                            Path::Direct => self.go_straight_on(&messages).await?,
+                            Path::Stored => self.write_down(&topic, &messages).await,
+                            Path::Direct => self.go_straight_on(class, &messages).await?,
                         }
                         acknowledger.acknowledge(&ids).await?;
                     }
@@ -154,10 +154,25 @@ impl Plan {
     }
 
     /// Stored requests: one short transaction; with the database away they wait where they are.
-    async fn write_down(&self, messages: &[Incoming]) {
+    async fn write_down(&self, topic: &names::Topic, messages: &[Incoming]) {
         let mut definitions: BTreeMap<DefinitionHash, Bytes> = BTreeMap::new();
         let mut notifications = Vec::new();
-        for requests in messages.iter().filter_map(|message| read(&message.payload)) {
+        let mut garbage = Vec::new();
+        for message in messages {
+            let requests: Requests = match message::decode(&message.payload) {
+                Ok(requests) => requests,
+                Err(error) => {
+                    let bytes = message.payload.len();
+                    tracing::error!(%error, bytes, "a request cannot be read and is put aside");
+                    let operation = Operation {
+                        operation: "requests",
+                    };
+                    let unreadable = &self.metrics.unreadable_messages;
+                    unreadable.get_or_create(&operation).inc();
+                    garbage.push(Garbage::new(topic, message.id, &message.payload, &error));
+                    continue;
+                }
+            };
             for (hash, packed) in requests.definitions {
                 match unbase64(&hash, &packed) {
                     Ok(bytes) => {
@@ -169,13 +184,19 @@ impl Plan {
             notifications.extend(requests.requests.into_iter().map(Arc::new));
         }
         let definitions: Vec<(DefinitionHash, Bytes)> = definitions.into_iter().collect();
+        let garbage = [Events {
+            garbage,
+            ..Events::default()
+        }];
         let mut pause = Duration::from_millis(100);
         let planned = loop {
-            match self
-                .store
-                .insert_notifications(&definitions, &notifications)
-                .await
-            {
+            let written = async {
+                self.store.record("", &garbage).await?;
+                self.store
+                    .insert_notifications(&definitions, &notifications)
+                    .await
+            };
+            match written.await {
                 Ok(planned) => break planned,
                 Err(error) => {
                     self.store_error("insert_notifications", &error);
@@ -202,15 +223,28 @@ impl Plan {
 
     /// Direct requests: fanned out at once, without SQL. Side by side, so that they share commits: one after the other,
     /// each would wait for two receipts of its own, and a few hundred a second would be too many.
-    async fn go_straight_on(&self, messages: &[Incoming]) -> Result<(), BrokerError> {
-        let requests = messages
-            .iter()
-            .filter_map(|message| read(&message.payload))
-            .flat_map(|requests| {
-                let definitions = Arc::new(requests.definitions);
-                let with_definitions = move |request| Ok((request, Arc::clone(&definitions)));
-                requests.requests.into_iter().map(with_definitions)
-            });
+    async fn go_straight_on(
+        &self,
+        class: Priority,
+        messages: &[Incoming],
+    ) -> Result<(), BrokerError> {
+        let mut all = Vec::with_capacity(messages.len());
+        for message in messages {
+            match message::decode::<Requests>(&message.payload) {
+                Ok(requests) => all.push(requests),
+                // The other way keeps it: nothing waits here for the database.
+                Err(_) => {
+                    let message = Outgoing::at_once(message.payload.clone());
+                    let topic = names::requests(Path::Stored, class);
+                    self.broker.publish(&topic, vec![message]).await?;
+                }
+            }
+        }
+        let requests = all.into_iter().flat_map(|requests| {
+            let definitions = Arc::new(requests.definitions);
+            let with_definitions = move |request| Ok((request, Arc::clone(&definitions)));
+            requests.requests.into_iter().map(with_definitions)
+        });
         stream::iter(requests)
             .try_for_each_concurrent(SIDE_BY_SIDE, |(request, definitions)| async move {
                 self.straight_on(request, &definitions).await
@@ -349,7 +383,7 @@ impl Plan {
             let events = Events {
                 direct: vec![direct],
                 outcomes: ended,
-                controls: Vec::new(),
+                ..Events::default()
             };
             self.publish(
                 &names::events(&channel),
@@ -495,15 +529,5 @@ fn refuse_newer(topic: &names::Topic, messages: &[Incoming]) -> Result<(), Broke
             reason,
         }),
         None => Ok(()),
-    }
-}
-
-fn read(payload: &[u8]) -> Option<Requests> {
-    match message::decode(payload) {
-        Ok(requests) => Some(requests),
-        Err(error) => {
-            tracing::error!(%error, bytes = payload.len(), "a request cannot be read and is dropped");
-            None
-        }
     }
 }

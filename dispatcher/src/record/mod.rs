@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
 use crate::id::FullName;
-use crate::message::{self, DecodeError, Event, Events, Step};
+use crate::message::{self, DecodeError, Event, Events, Garbage, Step};
 use crate::metrics::{ChannelReason, Metrics, Operation};
 use crate::store::{Store, SuppressedAddress};
 use crate::waiting::Lanes;
@@ -48,7 +48,6 @@ enum Read {
     /// Kept unacknowledged, until a program takes over that can read it. Whatever else comes is recorded meanwhile: the
     /// order does not matter. Should there be as many of these as are held at once, the rest waits too.
     Newer,
-    Garbage,
 }
 
 impl Recorder {
@@ -88,7 +87,6 @@ impl Recorder {
             for message in messages {
                 match self.read(&message) {
                     Read::Events(read) => events.push(read),
-                    Read::Garbage => {}
                     Read::Newer => {
                         newer = Some(newer.map_or(message.id, |newer| newer.min(message.id)));
                         continue;
@@ -122,8 +120,17 @@ impl Recorder {
             }
             Err(error @ DecodeError::Garbage { .. }) => {
                 let bytes = message.payload.len();
-                tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is dropped");
-                Read::Garbage
+                tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is put aside");
+                let operation = Operation {
+                    operation: "events",
+                };
+                let unreadable = &self.metrics.unreadable_messages;
+                unreadable.get_or_create(&operation).inc();
+                let topic = names::events(&self.channel);
+                Read::Events(Events {
+                    garbage: vec![Garbage::new(&topic, message.id, &message.payload, &error)],
+                    ..Events::default()
+                })
             }
         }
     }

@@ -87,3 +87,64 @@ async fn an_event_of_a_newer_format_waits_for_a_program_that_can_read_it_and_oth
     assert_eq!(payload[0], message::ENVELOPE_VERSION + 1);
     assert!(*position.borrow() <= first);
 }
+
+#[tokio::test]
+async fn an_event_that_nobody_can_read_is_kept_with_its_bytes_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue.db");
+    let broker = EmbeddedBroker::open(&path, embedded::Options::default()).await;
+    let broker = broker.unwrap();
+    let path = dir.path().join("history.db");
+    let store = SqliteStore::open(&path, sqlite::Options::default()).await;
+    let store = Arc::new(store.unwrap());
+    let metrics = Arc::<Metrics>::default();
+    let position = watch::Sender::new(None);
+    let (outcomes, _) = broadcast::channel(8);
+    let recorder = Recorder {
+        channel: Arc::from("shop/mail"),
+        broker: Arc::new(broker.clone()),
+        store: store.clone(),
+        lanes: Arc::default(),
+        metrics: Arc::clone(&metrics),
+        outcomes,
+        position: position.clone(),
+    };
+    let stop = CancellationToken::new();
+    let recording = tokio::spawn(recorder.run(stop.clone()));
+    let topic = names::events("shop/mail");
+    // One that is found here, and one that somebody else found and told of.
+    let found = Outgoing::at_once(b"~ not ours".to_vec().into());
+    let garbage = DecodeError::Garbage {
+        reason: "no envelope".to_owned(),
+    };
+    let class = names::deliveries("shop/mail", Priority::High);
+    let told = Garbage::new(&class, MessageId(7), b"~ nor this", &garbage).told();
+    broker
+        .publish(&topic, vec![found, told.clone(), told])
+        .await
+        .unwrap();
+    let last = broker.last_message_id(&topic).await.unwrap();
+    let mut recorded = position.subscribe();
+    let recorded = recorded.wait_for(|position| *position >= last);
+    tokio::time::timeout(PATIENCE, recorded)
+        .await
+        .unwrap()
+        .unwrap();
+    let kept = store.garbage().await;
+    let kept: Vec<_> = kept
+        .iter()
+        .map(|(topic, bytes)| (&**topic, &**bytes))
+        .collect();
+    let expected = [
+        (topic.as_str(), &b"~ not ours"[..]),
+        (class.as_str(), &b"~ nor this"[..]),
+    ];
+    assert_eq!(kept, expected);
+    let operation = Operation {
+        operation: "events",
+    };
+    let counted = metrics.unreadable_messages.get_or_create(&operation);
+    assert_eq!(counted.get(), 1);
+    stop.cancel();
+    recording.await.unwrap();
+}

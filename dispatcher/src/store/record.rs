@@ -37,7 +37,7 @@ pub trait RecordStore {
     /// Appends events of a channel (`namespace/name`) to the audit trail and folds them into the rows.
     ///
     /// Repeats, reorderings and interleavings give the same rows: an event counts only if its (round, rank of state,
-    /// attempt) is beyond the row's. An outcome of a delivery that has no row yet makes one once its `direct` is known.
+    /// attempt) is beyond the row's. Messages that cannot be read are kept, each once, the newest thousand. An outcome of a delivery that has no row yet makes one once its `direct` is known.
     async fn record(&self, channel: &str, events: &[Events]) -> Result<(), StoreError>;
 
     /// Rows of a channel (`namespace/name`) that were released before `before`, of which nothing was heard since, and which

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use herald_crds::names::Topic;
 use herald_crds::{Priority, names};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use crate::broker::{BrokerError, Incoming, Outgoing, Sharing};
+use crate::broker::{BrokerError, Incoming, MessageId, Outgoing, Sharing};
 use crate::deliver::outcomes::Finished;
 use crate::deliver::queue::{Acknowledgement, Held, Hold};
-use crate::message::{self, Bundle, DecodeError, Delivery};
+use crate::message::{self, Bundle, DecodeError, Delivery, Garbage};
+use crate::metrics::Operation;
 
 /// Messages of one class that a pod holds unacknowledged.
 const PREFETCH: usize = 64;
@@ -77,7 +79,7 @@ impl Worker {
             let bundle = match message::decode::<Bundle>(&payload) {
                 Ok(bundle) => bundle,
                 Err(error) => {
-                    self.put_aside(payload, &error).await?;
+                    self.put_aside(&topic, id, payload, &error).await?;
                     by.acknowledge(&[id]).await?;
                     continue;
                 }
@@ -142,8 +144,14 @@ impl Worker {
         }
     }
 
-    /// A message that cannot be read: a newer one goes to the longer relay, until somebody can; garbage is told and dropped.
-    async fn put_aside(&self, payload: Bytes, error: &DecodeError) -> Result<(), BrokerError> {
+    /// A message that cannot be read: a newer one goes to the longer relay, until somebody can; garbage is told, whole.
+    async fn put_aside(
+        &self,
+        topic: &Topic,
+        id: MessageId,
+        payload: Bytes,
+        error: &DecodeError,
+    ) -> Result<(), BrokerError> {
         match error {
             DecodeError::Newer { .. } => {
                 tracing::error!(%error, "a message of a newer format is parked in the relay");
@@ -161,8 +169,15 @@ impl Worker {
                     .await
             }
             DecodeError::Garbage { .. } => {
-                tracing::error!(%error, bytes = payload.len(), "a message that is none of ours is dropped");
-                Ok(())
+                tracing::error!(%error, bytes = payload.len(), "a message that is none of ours is put aside");
+                let operation = Operation {
+                    operation: "deliveries",
+                };
+                let unreadable = &self.shared.metrics.unreadable_messages;
+                unreadable.get_or_create(&operation).inc();
+                let garbage = Garbage::new(topic, id, &payload, error);
+                let events = names::events(&self.channel);
+                self.broker.publish(&events, vec![garbage.told()]).await
             }
         }
     }

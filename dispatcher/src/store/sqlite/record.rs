@@ -21,7 +21,7 @@ use super::{
     timestamp,
 };
 use crate::id::{self, DeliveryId, NotificationId};
-use crate::message::{DefinitionHash, Event, Events};
+use crate::message::{DefinitionHash, Event, Events, Garbage};
 use crate::store::{Overdue, RecordStore, State, StoreError};
 
 /// Most deliveries of a notification that one transaction deletes.
@@ -29,6 +29,9 @@ const DELETED: i64 = 2_000;
 
 /// Most rows of the smaller tables that one call of `expire` deletes of each.
 const SWEPT: i64 = 10_000;
+
+/// Most messages kept that cannot be read.
+const MOST_GARBAGE: i64 = 1_000;
 
 /// A notification that was fanned out without SQL, on its way into the tables.
 struct Direct {
@@ -82,12 +85,17 @@ impl RecordStore for SqliteStore {
             .iter()
             .flat_map(|events| events.outcomes.iter().cloned())
             .collect();
-        if directs.is_empty() && outcomes.is_empty() {
+        let garbage: Vec<Garbage> = events
+            .iter()
+            .flat_map(|events| events.garbage.iter().cloned())
+            .collect();
+        if directs.is_empty() && outcomes.is_empty() && garbage.is_empty() {
             return Ok(());
         }
         let orphaned = Arc::clone(&self.orphaned);
         self.write(move |c| {
             Box::pin(async move {
+                keep_garbage(c, garbage).await?;
                 let mut outcomes = outcomes;
                 if !directs.is_empty() {
                     insert_definitions(c, &definitions).await?;
@@ -237,6 +245,15 @@ impl RecordStore for SqliteStore {
 }
 
 impl SqliteStore {
+    /// What is kept of messages that cannot be read: the topic and the bytes.
+    #[cfg(test)]
+    pub(crate) async fn garbage(&self) -> Vec<(String, Vec<u8>)> {
+        sqlx::query_as("SELECT topic, bytes FROM garbage ORDER BY rowid")
+            .fetch_all(&self.readers)
+            .await
+            .unwrap()
+    }
+
     /// Deletes some of a notification's deliveries, or, when there are none, itself; answers whether there may be more.
     async fn delete_some(&self, seq: i64, id: &NotificationId) -> Result<bool, StoreError> {
         let Range(after, upper) = Range::of(id);
@@ -537,6 +554,41 @@ pub(super) const FOLD: &str = "UPDATE deliveries SET state = f.value ->> 1, wait
         provider_id = f.value ->> 11, milliseconds = f.value ->> 12, reason = f.value ->> 13, error = f.value ->> 14
     FROM json_each(?1) AS f WHERE row = (f.value ->> 0)";
 
+/// Keeps messages that cannot be read, each once.
+async fn keep_garbage(
+    connection: &mut SqliteConnection,
+    garbage: Vec<Garbage>,
+) -> Result<(), StoreError> {
+    if garbage.is_empty() {
+        return Ok(());
+    }
+    for one in garbage {
+        sqlx::query("INSERT INTO garbage VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING")
+            .bind(one.topic)
+            .bind(one.message as i64)
+            .bind(millis(one.at))
+            .bind(one.reason)
+            .bind(one.length as i64)
+            // Written by Herald; should it be no base64 all the same, it is kept as it is.
+            .bind(
+                STANDARD
+                    .decode(one.bytes.as_bytes())
+                    .unwrap_or_else(|_| one.bytes.as_bytes().to_vec()),
+            )
+            .execute(&mut *connection)
+            .await
+            .map_err(failed)?;
+    }
+    sqlx::query(
+        "DELETE FROM garbage WHERE rowid IN (SELECT rowid FROM garbage ORDER BY rowid DESC LIMIT -1 OFFSET ?1)",
+    )
+    .bind(MOST_GARBAGE)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
 pub(super) const OVERDUE: &str = "SELECT d.id, n.id, d.priority, d.heard_at,
         d.round, d.attempt, d.tried FROM deliveries AS d
     CROSS JOIN notifications AS n ON n.seq = d.notification
@@ -549,7 +601,8 @@ pub(super) const UNENDED: &str = "SELECT (SELECT count(*) FROM deliveries WHERE 
     (SELECT count(*) FROM deliveries WHERE waiting = 0 AND ended_at IS NULL)";
 
 /// What is deleted by age alone, at most `?2` of each at a time.
-const OLD: [&str; 4] = [
+const OLD: [&str; 5] = [
+    "DELETE FROM garbage WHERE rowid IN (SELECT rowid FROM garbage WHERE at < ?1 LIMIT ?2)",
     "DELETE FROM orphans WHERE rowid IN (SELECT rowid FROM orphans WHERE at < ?1 LIMIT ?2)",
     "DELETE FROM claims WHERE (namespace, template, key) IN (
          SELECT namespace, template, key FROM claims WHERE until < ?1 LIMIT ?2)",

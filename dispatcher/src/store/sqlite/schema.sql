@@ -152,6 +152,17 @@ CREATE TABLE orphans (
     PRIMARY KEY (delivery, at, round, attempt, step)
 );
 
+-- Messages that nobody can read, the newest thousand, until the end of retention.
+CREATE TABLE garbage (
+    topic TEXT NOT NULL, -- where it was found
+    message INTEGER NOT NULL, -- where it stood there
+    at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    length INTEGER NOT NULL, -- of the whole message
+    bytes BLOB NOT NULL, -- the first 64 KiB of it
+    UNIQUE (topic, message)
+);
+
 -- Definitions, for ever: whatever was sent can be rendered as it was.
 CREATE TABLE definitions (
     hash TEXT PRIMARY KEY,
