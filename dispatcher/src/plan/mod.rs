@@ -230,15 +230,14 @@ impl Plan {
     ) -> Result<(), BrokerError> {
         let mut all = Vec::with_capacity(messages.len());
         for message in messages {
-            match message::decode::<Requests>(&message.payload) {
-                Ok(requests) => all.push(requests),
-                // The other way keeps it: nothing waits here for the database.
-                Err(_) => {
-                    let message = Outgoing::at_once(message.payload.clone());
-                    let topic = names::requests(Path::Stored, class);
-                    self.broker.publish(&topic, vec![message]).await?;
-                }
+            if let Ok(requests) = message::decode::<Requests>(&message.payload) {
+                all.push(requests);
+                continue;
             }
+            // The other way keeps it: nothing waits here for the database.
+            let message = Outgoing::at_once(message.payload.clone());
+            let topic = names::requests(Path::Stored, class);
+            self.broker.publish(&topic, vec![message]).await?;
         }
         let requests = all.into_iter().flat_map(|requests| {
             let definitions = Arc::new(requests.definitions);
