@@ -161,9 +161,7 @@ mod tests {
 
     #[test]
     fn halting_what_is_many_makes_no_message_that_a_broker_refuses() {
-        let halted: Vec<_> = (0..2 * ORDERS + 1)
-            .map(|_| NotificationId::random())
-            .collect();
+        let halted: Vec<_> = (0..=2 * ORDERS).map(|_| NotificationId::random()).collect();
         let messages = messages(halted.iter().copied().map(Control::Cancel).collect());
         assert_eq!(messages.len(), 3);
         let mut told = Vec::new();

@@ -1,5 +1,6 @@
 //! What every store promises, as tests that each one runs: a function for each promise, given an empty store.
 
+pub mod dead;
 pub mod history;
 pub mod people;
 pub mod stages;

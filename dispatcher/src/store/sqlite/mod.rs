@@ -16,6 +16,8 @@ mod dead;
 mod explain;
 mod fold;
 mod history;
+mod members;
+mod notifications;
 mod people;
 mod plan;
 mod record;

@@ -1,6 +1,6 @@
 //! What planning and fan-out need: notifications, the resolving of their recipients, claims.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,191 +11,19 @@ use futures::TryStreamExt;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
+use super::notifications::{Beginning, NewNotification, insert, insert_definitions};
 use super::record;
 use super::tally::Tally;
 use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, timestamp};
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Request};
 use crate::store::{
-    Cursor, Directory, MOST_NAMED, Member, NewDelivery, PlanStore, Planned, Recipient, ResolveStep,
-    State, StoreError, Unresolved,
+    Directory, MOST_NAMED, Member, NewDelivery, PlanStore, Planned, ResolveStep, State, StoreError,
+    Unresolved,
 };
 
 /// Most notifications whose moment of resolving is noticed to have come in one transaction.
 const RIPE: i64 = 1_000;
-
-/// What a new notification begins with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Beginning {
-    /// Its recipients are to be resolved.
-    Unresolved,
-    /// Its deliveries are known already: it was fanned out without SQL.
-    Resolved,
-}
-
-/// A notification on its way into its table: what does not come from the request alone.
-pub(super) struct NewNotification {
-    id: NotificationId,
-    body: Arc<str>,
-    /// The row, as JSON.
-    row: serde_json::Value,
-    request: asked::Packed,
-}
-
-impl NewNotification {
-    /// Done before the transaction begins: serialising is work that no other writer should wait for.
-    pub(super) fn new(request: &Request, beginning: Beginning) -> Self {
-        let resolve_at = request.send_at.unwrap_or(request.accepted_at);
-        let pending = match beginning {
-            Beginning::Resolved => 0,
-            Beginning::Unresolved if resolve_at > request.accepted_at => 1,
-            Beginning::Unresolved => 2,
-        };
-        let metadata = (!request.metadata.is_empty()).then(|| json(&request.metadata));
-        Self {
-            id: request.id,
-            body: Arc::clone(&request.body),
-            row: serde_json::json!([
-                request.id,
-                request.namespace,
-                request.template,
-                request.sender,
-                request.body,
-                request.priority.index(),
-                metadata,
-                u8::from(request.sensitive),
-                millis(request.accepted_at),
-                millis(resolve_at),
-                pending,
-                u8::from(beginning == Beginning::Resolved),
-                json(&Cursor::default()),
-                request.expires_at.map(millis),
-            ]),
-            request: asked::pack(request),
-        }
-    }
-}
-
-/// Writes definitions down that are not known yet.
-pub(super) async fn insert_definitions(
-    connection: &mut SqliteConnection,
-    definitions: &[(DefinitionHash, Bytes)],
-) -> Result<(), StoreError> {
-    for (hash, definition) in definitions {
-        sqlx::query(
-            "INSERT INTO definitions (hash, definition) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-        )
-        .bind(Arc::clone(hash))
-        .bind(definition.as_ref().to_vec())
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Writes notifications down; answers what became of each, and the number of each.
-pub(super) async fn insert(
-    connection: &mut SqliteConnection,
-    notifications: Vec<NewNotification>,
-) -> Result<Vec<(Planned, i64)>, StoreError> {
-    let rows: Vec<_> = notifications.iter().map(|n| &n.row).collect();
-    let inserted: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-        "INSERT INTO notifications (id, namespace, template, sender, body, priority, metadata, sensitive,
-             accepted_at, resolve_at, pending, resolved, cursor, expires_at)
-         SELECT unhex(n.value ->> 0), n.value ->> 1, n.value ->> 2, n.value ->> 3, n.value ->> 4,
-             n.value ->> 5, n.value ->> 6, n.value ->> 7, n.value ->> 8, n.value ->> 9, n.value ->> 10,
-             n.value ->> 11, n.value ->> 12, n.value ->> 13
-         FROM json_each(?1) AS n WHERE true
-         ON CONFLICT (id) DO NOTHING RETURNING seq, id",
-    )
-    .bind(json(&rows))
-    .fetch_all(&mut *connection)
-    .await
-    .map_err(failed)?;
-    let mut new: HashMap<NotificationId, i64> = HashMap::with_capacity(inserted.len());
-    for (seq, id) in inserted {
-        new.insert(notification_id(&id)?, seq);
-    }
-    let mut known: HashMap<NotificationId, (i64, String)> = HashMap::new();
-    if new.len() < notifications.len() {
-        let ids: Vec<_> = notifications.iter().map(|n| n.id).collect();
-        let rows: Vec<(Vec<u8>, i64, String)> = sqlx::query_as(
-            "SELECT n.id, n.seq, n.body FROM json_each(?1) AS j
-             CROSS JOIN notifications AS n ON n.id = unhex(j.value)",
-        )
-        .bind(json(&ids))
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(failed)?;
-        for (id, seq, body) in rows {
-            known.insert(notification_id(&id)?, (seq, body));
-        }
-    }
-
-    let mut answers = Vec::with_capacity(notifications.len());
-    let mut texts = Vec::with_capacity(new.len());
-    let mut conflicts = Vec::new();
-    let mut first = HashSet::with_capacity(new.len());
-    for notification in notifications {
-        let id = notification.id;
-        match new.get(&id) {
-            Some(seq) if first.insert(id) => {
-                match notification.request {
-                    asked::Packed::Text(text) => texts.push((*seq, text)),
-                    asked::Packed::Blob(blob) => insert_blob(connection, *seq, blob).await?,
-                }
-                answers.push((Planned::Inserted, *seq));
-            }
-            _ => {
-                let Some((seq, body)) = known.get(&id) else {
-                    return Err(corrupt("notifications.id", &"it is there and is not"));
-                };
-                if *body == *notification.body {
-                    answers.push((Planned::Repeat, *seq));
-                } else {
-                    conflicts.push(*seq);
-                    answers.push((Planned::Conflict, *seq));
-                }
-            }
-        }
-    }
-    if !texts.is_empty() {
-        sqlx::query(
-            "INSERT INTO requests (notification, request)
-             SELECT r.value ->> 0, r.value ->> 1 FROM json_each(?1) AS r",
-        )
-        .bind(json(&texts))
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    }
-    if !conflicts.is_empty() {
-        sqlx::query(
-            "UPDATE notifications SET conflicts = conflicts + 1
-             WHERE seq IN (SELECT value FROM json_each(?1))",
-        )
-        .bind(json(&conflicts))
-        .execute(connection)
-        .await
-        .map_err(failed)?;
-    }
-    Ok(answers)
-}
-
-async fn insert_blob(
-    connection: &mut SqliteConnection,
-    seq: i64,
-    blob: Vec<u8>,
-) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO requests (notification, request) VALUES (?1, ?2)")
-        .bind(seq)
-        .bind(blob)
-        .execute(connection)
-        .await
-        .map_err(failed)?;
-    Ok(())
-}
 
 /// The id, whether the request is packed, the request, priority, cursor, rows, confirmed.
 type UnresolvedRow = (Vec<u8>, i64, Vec<u8>, i64, String, i64, Option<i64>);
@@ -479,63 +307,8 @@ impl PlanStore for SqliteStore {
         after: Option<&(u32, String)>,
         limit: usize,
     ) -> Result<Vec<Member>, StoreError> {
-        // Before everybody: no order is negative.
-        let (ord, last) = after.map_or((-1, ""), |(ord, id)| (i64::from(*ord), id.as_str()));
-        let rows: Vec<(String, Option<String>)> = match directory {
-            Directory::Ids(ids) => {
-                let wanted: Vec<_> = ids
-                    .iter()
-                    .skip((ord + 1) as usize)
-                    .take(limit)
-                    .map(|id| (id::order(id), id))
-                    .collect();
-                sqlx::query_as(IDS)
-                    .bind(namespace.to_owned())
-                    .bind(json(&wanted))
-                    .fetch_all(&self.readers)
-                    .await
-            }
-            Directory::Managed(group) => {
-                sqlx::query_as(MANAGED)
-                    .bind(namespace.to_owned())
-                    .bind((*group).to_owned())
-                    .bind(millis(at))
-                    .bind(ord)
-                    .bind(last.to_owned())
-                    .bind(limit as i64)
-                    .fetch_all(&self.readers)
-                    .await
-            }
-            Directory::Labels(labels) => {
-                let Some(((key, value), others)) = labels.split_first() else {
-                    return Ok(Vec::new());
-                };
-                sqlx::query_as(LABELLED)
-                    .bind(namespace.to_owned())
-                    .bind(key.clone())
-                    .bind(value.clone())
-                    .bind(json(others))
-                    .bind(millis(at))
-                    .bind(ord)
-                    .bind(last.to_owned())
-                    .bind(limit as i64)
-                    .fetch_all(&self.readers)
-                    .await
-            }
-        }
-        .map_err(failed)?;
-        let members = rows.into_iter().map(|(id, recipient)| {
-            let recipient = recipient.and_then(|text| {
-                serde_json::from_str::<Recipient>(&text)
-                    .inspect_err(|error| tracing::error!(%error, "a recipient cannot be read"))
-                    .ok()
-            });
-            Member {
-                id: Arc::from(id),
-                recipient: recipient.map(Arc::new),
-            }
-        });
-        Ok(members.collect())
+        self.members_of(namespace, directory, at, after, limit)
+            .await
     }
 
     async fn count_members(
@@ -544,36 +317,7 @@ impl PlanStore for SqliteStore {
         directory: &Directory<'_>,
         at: Timestamp,
     ) -> Result<u64, StoreError> {
-        let count: i64 = match directory {
-            Directory::Ids(ids) => return Ok(ids.len() as u64),
-            Directory::Managed(group) => {
-                sqlx::query_scalar(
-                    "SELECT count(*) FROM members
-                     WHERE group_id = (SELECT id FROM groups WHERE namespace = ?1 AND name = ?2)
-                         AND valid_from <= ?3 AND (valid_to IS NULL OR valid_to > ?3)",
-                )
-                .bind(namespace.to_owned())
-                .bind((*group).to_owned())
-                .bind(millis(at))
-                .fetch_one(&self.readers)
-                .await
-            }
-            Directory::Labels(labels) => {
-                let Some(((key, value), others)) = labels.split_first() else {
-                    return Ok(0);
-                };
-                sqlx::query_scalar(COUNT_LABELLED)
-                    .bind(namespace.to_owned())
-                    .bind(key.clone())
-                    .bind(value.clone())
-                    .bind(json(others))
-                    .bind(millis(at))
-                    .fetch_one(&self.readers)
-                    .await
-            }
-        }
-        .map_err(failed)?;
-        Ok(count as u64)
+        self.count_members_of(namespace, directory, at).await
     }
 
     async fn suppressed(
@@ -581,19 +325,7 @@ impl PlanStore for SqliteStore {
         namespace: &str,
         addresses: &[(&str, &str)],
     ) -> Result<Vec<bool>, StoreError> {
-        if addresses.is_empty() || !self.suppressing.load(Ordering::Acquire) {
-            return Ok(vec![false; addresses.len()]);
-        }
-        sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM suppressions
-                 WHERE namespace = ?1 AND address = (a.value ->> 1) AND medium = (a.value ->> 0))
-             FROM json_each(?2) AS a ORDER BY a.key",
-        )
-        .bind(namespace.to_owned())
-        .bind(json(addresses))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(failed)
+        self.suppressed_among(namespace, addresses).await
     }
 
     async fn reached(
@@ -602,17 +334,7 @@ impl PlanStore for SqliteStore {
         notification: &NotificationId,
         endpoints: &[(&str, &str)],
     ) -> Result<Vec<bool>, StoreError> {
-        let numbered: Vec<_> = endpoints
-            .iter()
-            .map(|(channel, address)| (self.known_channel(channel), address))
-            .collect();
-        sqlx::query_scalar(REACHED)
-            .bind(namespace.to_owned())
-            .bind(json(&numbered))
-            .bind(notification.as_bytes().as_slice())
-            .fetch_all(&self.readers)
-            .await
-            .map_err(failed)
+        self.reached_among(namespace, notification, endpoints).await
     }
 
     async fn claim(
@@ -812,44 +534,3 @@ pub(super) const UNRESOLVED: &str =
         n.confirmed
     FROM notifications AS n CROSS JOIN requests AS r ON r.notification = n.seq
     WHERE n.pending = 2 ORDER BY n.priority, n.rows LIMIT ?1";
-
-/// By the directory: whoever has the address now, and of each the few deliveries of this notification, whose ids begin with
-/// four bytes of the notification's and then those of `id::order`.
-pub(super) const REACHED: &str = "SELECT EXISTS (SELECT 1 FROM recipient_addresses AS a
-        CROSS JOIN recipients AS r ON r.namespace = ?1 AND r.id = a.id
-        CROSS JOIN deliveries AS d ON d.id > unhex(substr(hex(?3), 1, 8) || printf('%08x', r.ord))
-            AND d.id < unhex(substr(hex(?3), 1, 8) || printf('%08xffffffffff', r.ord))
-        CROSS JOIN notifications AS n ON n.seq = d.notification
-        WHERE a.namespace = ?1 AND a.address = (j.value ->> 1) AND d.recipient = a.id
-            AND d.channel = (j.value ->> 0) AND d.endpoint = a.address AND n.id = ?3)
-    FROM json_each(?2) AS j ORDER BY j.key";
-
-const IDS: &str = "SELECT j.value ->> 1, r.recipient FROM json_each(?2) AS j
-    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = (j.value ->> 0) AND r.id = (j.value ->> 1)
-    ORDER BY j.key";
-
-pub(super) const MANAGED: &str = "SELECT m.id, r.recipient FROM members AS m
-    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
-    WHERE m.group_id = (SELECT id FROM groups WHERE namespace = ?1 AND name = ?2)
-        AND m.valid_from <= ?3 AND (m.valid_to IS NULL OR m.valid_to > ?3) AND (m.ord, m.id) > (?4, ?5)
-    ORDER BY m.ord, m.id LIMIT ?6";
-
-pub(super) const LABELLED: &str = "SELECT m.id, r.recipient FROM recipient_labels AS m
-    LEFT JOIN recipients AS r ON r.namespace = ?1 AND r.ord = m.ord AND r.id = m.id
-    WHERE m.namespace = ?1 AND m.key = ?2 AND m.value = ?3
-        AND m.valid_from <= ?5 AND (m.valid_to IS NULL OR m.valid_to > ?5) AND (m.ord, m.id) > (?6, ?7)
-        AND NOT EXISTS (SELECT 1 FROM json_each(?4) AS l WHERE NOT EXISTS (
-            SELECT 1 FROM recipient_labels AS o
-            WHERE o.namespace = ?1 AND o.key = (l.value ->> 0) AND o.value = (l.value ->> 1)
-                AND o.ord = m.ord AND o.id = m.id
-                AND o.valid_from <= ?5 AND (o.valid_to IS NULL OR o.valid_to > ?5)))
-    ORDER BY m.ord, m.id LIMIT ?8";
-
-const COUNT_LABELLED: &str = "SELECT count(*) FROM recipient_labels AS m
-    WHERE m.namespace = ?1 AND m.key = ?2 AND m.value = ?3
-        AND m.valid_from <= ?5 AND (m.valid_to IS NULL OR m.valid_to > ?5)
-        AND NOT EXISTS (SELECT 1 FROM json_each(?4) AS l WHERE NOT EXISTS (
-            SELECT 1 FROM recipient_labels AS o
-            WHERE o.namespace = ?1 AND o.key = (l.value ->> 0) AND o.value = (l.value ->> 1)
-                AND o.ord = m.ord AND o.id = m.id
-                AND o.valid_from <= ?5 AND (o.valid_to IS NULL OR o.valid_to > ?5)))";

@@ -13,7 +13,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::fold::{self, Carried, Line, Row, Said};
-use super::plan::{Beginning, NewNotification, insert, insert_definitions};
+use super::notifications::{Beginning, NewNotification, insert, insert_definitions};
 use super::tally::Tally;
 use super::waiting::Range;
 use super::{

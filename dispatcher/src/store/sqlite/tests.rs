@@ -358,11 +358,11 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
         (plan::UNRESOLVED, "notifications_pending"),
         (plan::MOVED, "sqlite_autoindex_notifications_1 (id=?)"),
         (
-            plan::MANAGED,
+            members::MANAGED,
             "m USING PRIMARY KEY (group_id=? AND (ord,id)>(?,?))",
         ),
         (
-            plan::LABELLED,
+            members::LABELLED,
             "m USING PRIMARY KEY (namespace=? AND key=? AND value=? AND (ord,id)>(?,?))",
         ),
     ];
@@ -381,7 +381,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
         )
         .await;
     }
-    explain::reads_no_whole_table(&opened.store, plan::REACHED, &[]).await;
+    explain::reads_no_whole_table(&opened.store, members::REACHED, &[]).await;
 }
 
 /// What is recorded, in full: two stores with the same text have recorded the same.
