@@ -1,6 +1,6 @@
 //! A template with everything it includes: what a notification is rendered from, for ever.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,29 @@ impl Definition {
             .iter()
             .map(|(full, source)| (full.clone(), source.as_str()));
         own.chain(foreign)
+    }
+
+    /// The full names of the partials that its blocks include, directly or through others. Own partials that are meant
+    /// for other templates alone are none of them.
+    pub(crate) fn included_by_blocks(&self) -> HashSet<String> {
+        let sources: HashMap<String, &str> = self.all_partials().collect();
+        let mut included = HashSet::new();
+        let mut left: Vec<(String, &str)> = self
+            .blocks()
+            .map(|(_, source)| (self.name.clone(), source))
+            .collect();
+        while let Some((owner, source)) = left.pop() {
+            for (name, _) in includes::read(source).unwrap_or_default().names {
+                let full = names::full(&owner, &name);
+                if let Some(source) = sources.get(&full)
+                    && included.insert(full.clone())
+                {
+                    let owner = full.split_once('/').map_or("", |(owner, _)| owner);
+                    left.push((owner.to_owned(), source));
+                }
+            }
+        }
+        included
     }
 
     /// Follows every include from every block and own partial; returns the foreign partials that it met.

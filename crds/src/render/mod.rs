@@ -5,8 +5,8 @@
 //! - here: [`Compiled`], a definition made ready once, rendered for every recipient.
 //! - [`mod@rendered`]: what comes out; [`mod@error`]: what can go wrong.
 //! - [`mod@parameters`]: what goes in, and whether it is right.
-//! - `run`: one message being rendered; `includes`: which partials a block needs; `unknown`: filters, tests and functions
-//!   that are not there; `names`: what blocks and partials are called in the engine; `text`: HTML as plain text.
+//! - `run`: one message being rendered; `includes`: which partials a block needs; `unknown`: filters, tests, functions
+//!   and variables that are not there; `names`: what blocks and partials are called in the engine; `text`: HTML as plain text.
 //!
 //! # Limits
 //!
@@ -100,13 +100,14 @@ struct Block {
 }
 
 impl Compiled {
-    /// Compiles a definition, looks for everything that it calls, and renders each of its samples.
+    /// Compiles a definition, looks for everything that it calls and reads, and renders each of its samples.
     ///
-    /// Errors: every block that does not compile or calls a filter, test or function that is not there, what is wrong
-    /// with its includes and its JSON Schema, and every sample that does not render, with its path (`/spec/samples/0`).
+    /// Errors: every block that does not compile or calls a filter, test or function that is not there; variables that
+    /// are none of the declared parameters, if they are declared; what is wrong with its includes and its JSON Schema;
+    /// and every sample that does not render, with its path (`/spec/samples/0`).
     pub fn new(definition: Arc<Definition>) -> Result<Self, Vec<Problem>> {
         let compiled = Self::without_samples(definition)?;
-        let mut problems = compiled.check_calls();
+        let mut problems = compiled.check_names();
         let is_known = problems.is_empty();
         problems.extend(compiled.check_samples(is_known));
         if problems.is_empty() {
@@ -323,10 +324,20 @@ impl Compiled {
         self.default_language().and_then(&of)
     }
 
-    /// What it calls and nothing provides.
-    fn check_calls(&self) -> Vec<Problem> {
+    /// What it calls and nothing provides, and what it reads and no parameter is.
+    fn check_names(&self) -> Vec<Problem> {
+        let spec = &self.definition.template;
+        let undeclared = spec
+            .parameters
+            .as_ref()
+            .and_then(parameters::declared)
+            .map(|declared| {
+                let included = self.definition.included_by_blocks();
+                unknown::undeclared(&self.environment, declared, &included)
+            });
         let mut problems: Vec<_> = unknown::unknown(&self.environment)
             .into_iter()
+            .chain(undeclared.into_iter().flatten())
             .map(|found| {
                 let message = format!("line {}: {}", found.line, found.message);
                 match names::partial(&found.template) {

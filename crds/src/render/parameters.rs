@@ -13,6 +13,38 @@ use crate::Problem;
 /// What a sensitive parameter is replaced by where a notification is stored or shown.
 pub const REDACTED: &str = "[redacted]";
 
+/// What a template calls whom the message is for.
+pub(super) const RECIPIENT: &str = "recipient";
+
+/// The members of a JSON Schema by which an object may have properties that `properties` does not list.
+const OPENERS: [&str; 12] = [
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "then",
+    "else",
+    "dependentSchemas",
+    "$ref",
+    "$dynamicRef",
+];
+
+/// The parameters that a template's schema declares; `None` if it declares none, or lets senders add others.
+///
+/// JSON Schema lets them add others unless it says no. A template that reads what is not declared is more often a slip
+/// of the pen, which every message would stumble over, so it has to say `additionalProperties: true`.
+pub(super) fn declared(schema: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    let is_open = OPENERS.iter().any(|opener| {
+        let says = schema.get(*opener);
+        says.is_some_and(|says| *opener != "additionalProperties" || *says != Value::Bool(false))
+    });
+    let properties = schema.get("properties")?.as_object()?;
+    (!is_open).then_some(properties)
+}
+
 /// The most problems that are told about one set of parameters.
 const MOST_PROBLEMS: usize = 32;
 
@@ -81,7 +113,7 @@ impl Object for Context {
     }
 
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<minijinja::Value> {
-        if key == "recipient" {
+        if key == RECIPIENT {
             let recipient = Arc::clone(self.recipient.as_ref()?);
             return Some(minijinja::Value::from_dyn_object(recipient));
         }
@@ -106,7 +138,7 @@ impl Schema {
     ) -> Result<Self, Vec<Problem>> {
         if schema
             .get("properties")
-            .is_some_and(|properties| properties.get("recipient").is_some())
+            .is_some_and(|properties| properties.get(RECIPIENT).is_some())
         {
             return Err(vec![Problem::new(
                 "/spec/parameters/properties/recipient",

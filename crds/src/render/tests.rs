@@ -412,7 +412,7 @@ fn the_hash_is_that_of_the_content_alone() {
 fn samples_that_do_not_render_are_problems_with_their_path() {
     let found = problems(json!({
         "content": {"sms": {"text": "{{ name }}"}},
-        "translations": {"ko": {"sms": {"text": "{{ nmae }}"}}},
+        "translations": {"ko": {"sms": {"text": "{{ name.first }}"}}},
         "parameters": {"type": "object", "properties": {"name": {"type": "string"}}},
         "samples": [
             {"name": "good", "locale": "en", "parameters": {"name": "Ann"}},
@@ -424,7 +424,7 @@ fn samples_that_do_not_render_are_problems_with_their_path() {
     assert_eq!(lines.len(), 2, "{found}");
     assert!(
         lines[0].starts_with("/spec/samples/1: sample \"everywhere\" does not render: template \"order\", block /spec/translations/ko/sms/text (ko), line 1: ")
-            && lines[0].contains("`nmae`: it is undefined"),
+            && lines[0].contains("`name.first`: it is undefined"),
         "{found}"
     );
     assert_eq!(

@@ -1,10 +1,14 @@
-//! Filters, tests and functions that a template calls and nothing provides: the engine itself finds them only when it
-//! gets there, which without a sample is in front of a recipient.
+//! Filters, tests and functions that a template calls and nothing provides, and variables that are no parameters: the
+//! engine itself finds them only when it gets there, which without a sample is in front of a recipient.
 
 use std::collections::HashSet;
 
 use minijinja::machinery::{Instruction, Instructions, get_compiled_template};
 use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value};
+
+use super::names;
+use super::parameters::RECIPIENT;
 
 /// What the engine provides without a name in its environment.
 const BUILT_IN: [&str; 3] = ["super", "loop", "caller"];
@@ -52,18 +56,7 @@ pub(super) struct Unknown {
 /// A function counts as known if any of the templates assigns its name, whichever: what is included sees the macros of
 /// what includes it.
 pub(super) fn unknown(environment: &Environment<'_>) -> Vec<Unknown> {
-    let mut assigned: HashSet<&str> = BUILT_IN.into();
-    for (_, template) in environment.templates() {
-        let compiled = get_compiled_template(&template);
-        for part in std::iter::once(&compiled.instructions).chain(compiled.blocks.values()) {
-            assigned.extend(
-                instructions(part).filter_map(|(_, instruction)| match instruction {
-                    Instruction::StoreLocal(name) => Some(*name),
-                    _ => None,
-                }),
-            );
-        }
-    }
+    let assigned = assigned(environment);
     let mut found = Vec::new();
     for (name, template) in environment.templates() {
         let compiled = get_compiled_template(&template);
@@ -71,7 +64,7 @@ pub(super) fn unknown(environment: &Environment<'_>) -> Vec<Unknown> {
             for (index, instruction) in instructions(part) {
                 let called = call(part, index, instruction);
                 let missing = called.into_iter().flatten().filter(|(called, name)| {
-                    let is_assigned = *called == Called::Function && assigned.contains(name);
+                    let is_assigned = *called == Called::Function && assigned.contains(*name);
                     !is_assigned && !is_known(environment, *called, name)
                 });
                 found.extend(missing.map(|(called, called_name)| Unknown {
@@ -83,6 +76,65 @@ pub(super) fn unknown(environment: &Environment<'_>) -> Vec<Unknown> {
         }
     }
     found
+}
+
+/// Every variable that the blocks read, and the partials in `included`, that is none of `parameters` and that nothing
+/// assigns.
+///
+/// As with functions, a name counts as assigned if any of the templates assigns it, whichever.
+pub(super) fn undeclared(
+    environment: &Environment<'_>,
+    parameters: &Map<String, Value>,
+    included: &HashSet<String>,
+) -> Vec<Unknown> {
+    let assigned = assigned(environment);
+    let state = environment.empty_state();
+    let mut found = Vec::new();
+    for (name, template) in environment.templates() {
+        if names::partial(name).is_some_and(|full| !included.contains(full)) {
+            continue;
+        }
+        let compiled = get_compiled_template(&template);
+        for part in std::iter::once(&compiled.instructions).chain(compiled.blocks.values()) {
+            for (index, instruction) in instructions(part) {
+                let Instruction::Lookup(variable) = instruction else {
+                    continue;
+                };
+                let is_known = *variable == RECIPIENT
+                    || parameters.contains_key(*variable)
+                    || assigned.contains(*variable)
+                    || state.lookup(variable).is_some();
+                if !is_known {
+                    found.push(Unknown {
+                        template: name.to_owned(),
+                        line: part.get_line(index).unwrap_or(1),
+                        message: format!(
+                            "{variable:?} is no parameter: declare it in parameters.properties (or set \
+                             parameters.additionalProperties: true, if senders may add to them)"
+                        ),
+                    });
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The names that any template assigns, and those that the engine does.
+fn assigned(environment: &Environment<'_>) -> HashSet<String> {
+    let mut assigned: HashSet<String> = BUILT_IN.map(str::to_owned).into();
+    for (_, template) in environment.templates() {
+        let compiled = get_compiled_template(&template);
+        for part in std::iter::once(&compiled.instructions).chain(compiled.blocks.values()) {
+            assigned.extend(
+                instructions(part).filter_map(|(_, instruction)| match instruction {
+                    Instruction::StoreLocal(name) => Some((*name).to_owned()),
+                    _ => None,
+                }),
+            );
+        }
+    }
+    assigned
 }
 
 fn instructions<'a, 'source>(

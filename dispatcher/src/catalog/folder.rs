@@ -32,8 +32,11 @@ pub use write::WriteError;
 /// How often the folder is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A look may take this share of the time at most: large folders are looked at less often.
+/// A look may take this share of the time: large folders are looked at less often, up to [`LONGEST_PAUSE`].
 const LOOK_SHARE: u32 = 200;
+
+/// The longest pause between two looks, however long one takes: an edit counts within seconds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// After so many looks that each found another state of things, they are taken as they are.
 const MOST_UNQUIET_LOOKS: u32 = 5;
@@ -130,7 +133,7 @@ impl FolderCatalog {
             match looking.await {
                 Ok((after, took)) => {
                     unquiet = after;
-                    pause = every.max(took * LOOK_SHARE);
+                    pause = pause_after(&unquiet, took, every);
                 }
                 Err(error) => {
                     tracing::error!(%error, "looking at the folder failed");
@@ -235,14 +238,21 @@ impl FolderCatalog {
 
     fn publish(&self, snapshot: Snapshot) {
         let known = self.current();
+        let stays = if known.is_empty() {
+            ""
+        } else {
+            "; what was in force before stays"
+        };
+        // A field without a value says nothing and is left out.
+        let filled = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         for problem in &snapshot.problems {
             if !known.problems.contains(problem) {
                 tracing::warn!(
                     file = problem.file,
-                    line = problem.line,
-                    resource = problem.resource,
-                    path = problem.path,
-                    "{}",
+                    line = Some(problem.line).filter(|line| *line > 0),
+                    resource = filled(&problem.resource),
+                    path = filled(&problem.path),
+                    "{}{stays}",
                     problem.message
                 );
             }
@@ -281,6 +291,15 @@ struct Unquiet {
     look: Option<Look>,
     /// How many looks in succession found it different from how it was read.
     looks: u32,
+}
+
+/// How long to wait before the next look, after one that took so long.
+fn pause_after(unquiet: &Unquiet, took: Duration, every: Duration) -> Duration {
+    // Somebody waits for a change that was seen to come into force.
+    if unquiet.look.is_some() {
+        return every;
+    }
+    every.max((took * LOOK_SHARE).min(LONGEST_PAUSE))
 }
 
 /// Whether a folder looks different from when it was read, or might be.

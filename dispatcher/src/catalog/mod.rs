@@ -46,6 +46,16 @@ pub struct Snapshot {
     pub problems: Vec<DeclaredProblem>,
 }
 
+impl Snapshot {
+    /// Whether nothing is in force.
+    pub fn is_empty(&self) -> bool {
+        self.channels.is_empty()
+            && self.templates.is_empty()
+            && self.groups.is_empty()
+            && self.schedules.is_empty()
+    }
+}
+
 /// Something wrong with a declared resource.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct DeclaredProblem {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{BOLD, CliError, DIM, GOOD, count, harmless, paint};
+use super::{BAD, BOLD, CliError, DIM, GOOD, count, harmless, paint};
 use crate::catalog::Catalog;
 use crate::local::{Local, Options};
 use crate::{pipeline, telemetry};
@@ -118,16 +118,11 @@ fn welcome(local: &Local, out: &mut dyn Write) -> std::io::Result<()> {
         )?;
     }
     writeln!(out, "{}", paint(DIM, &format!("API: {url}/docs")))?;
-    for problem in &declared.problems {
-        let place = problem.file.as_deref().unwrap_or_default();
-        tracing::error!(
-            file = place,
-            line = problem.line,
-            resource = problem.resource,
-            path = problem.path,
-            "{}",
-            harmless(&problem.message)
-        );
+    if !declared.problems.is_empty() {
+        let dir = local.catalog.dir().display().to_string();
+        let problems = count(declared.problems.len(), "problem");
+        let hint = format!("herald lint {}   # where", harmless(&dir));
+        writeln!(out, "{}; {}", paint(BAD, &problems), paint(DIM, &hint))?;
     }
     out.flush()
 }

@@ -160,3 +160,48 @@ fn what_cannot_be_known_in_advance_is_refused() {
         );
     }
 }
+
+#[test]
+fn a_variable_that_is_no_declared_parameter_is_refused_where_it_is_read() {
+    let found = problems(json!({
+        "parameters": {"type": "object", "properties": {"name": {}, "lines": {}}},
+        "content": {
+            "sms": {"text": "one\n{{ nam }}"},
+            "email": {
+                "subject": "{{ name }} {{ recipient.id }}",
+                "html": "{% set a = name %}{{ a }}{% for line in lines %}{{ loop.index }} {{ line.total }}{% endfor %}\
+                         {% macro m(x) %}{{ x }}{% endmacro %}{{ m(name) }}{{ range(3) | length }}{% include 'end' %}",
+            },
+        },
+        "partials": {"end": "{{ name }}\n{{ sum }}", "for-others": "{{ theirs }}"},
+    }));
+    let lines: Vec<_> = found.lines().collect();
+    assert_eq!(lines.len(), 2, "{found}");
+    for (line, begins) in lines.iter().zip([
+        "/spec/content/sms/text: line 2: \"nam\" is no parameter: declare it in parameters.properties",
+        "/spec/partials/end: line 2: \"sum\" is no parameter",
+    ]) {
+        assert!(line.starts_with(begins), "{found}");
+    }
+}
+
+#[test]
+fn a_template_that_lets_senders_add_parameters_or_declares_none_may_read_any() {
+    let content = json!({"sms": {"text": "{{ any }}"}});
+    for parameters in [
+        json!({"properties": {"name": {}}, "additionalProperties": true}),
+        json!({"properties": {"name": {}}, "patternProperties": {"^a": {}}}),
+        json!({"properties": {"name": {}}, "allOf": [{"properties": {"any": {}}}]}),
+        json!({"type": "object"}),
+    ] {
+        let spec = json!({"parameters": parameters, "content": content});
+        assert!(compile(spec).is_ok(), "{parameters}");
+    }
+    for parameters in [
+        json!({"properties": {"name": {}}}),
+        json!({"properties": {}, "additionalProperties": false}),
+    ] {
+        let spec = json!({"parameters": parameters, "content": content});
+        assert!(compile(spec).is_err(), "{parameters}");
+    }
+}

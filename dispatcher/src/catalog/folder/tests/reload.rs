@@ -210,3 +210,18 @@ async fn a_change_is_noticed_without_being_told() {
     assert!(folder.catalog.current().groups.is_empty());
     watching.abort();
 }
+
+#[test]
+fn an_edit_waits_for_seconds_at_most_however_long_a_look_takes() {
+    let every = LOOK_EVERY;
+    let changing = Unquiet {
+        look: Some(Look::new()),
+        looks: 1,
+    };
+    for (took, quiet) in [(1, 1000), (10, 2000), (430, 5000), (60_000, 5000)] {
+        let took = Duration::from_millis(took);
+        let pause = pause_after(&Unquiet::default(), took, every);
+        assert_eq!(pause, Duration::from_millis(quiet), "{took:?}");
+        assert_eq!(pause_after(&changing, took, every), every, "{took:?}");
+    }
+}
