@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use herald_crds::Priority;
 use jiff::Timestamp;
@@ -330,10 +330,7 @@ async fn keys(
     if !store.keys().await?.is_empty() {
         return Ok((Vec::new(), None));
     }
-    let new = format!(
-        "hk_{}",
-        BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
-    );
+    let new = Keys::generate();
     store.put_key(&key("admin", &new)).await?;
     Ok((Vec::new(), Some(new)))
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, RwLock};
 
@@ -67,6 +69,12 @@ impl Keys {
         }
     }
 
+    /// A new key: 256 random bits, with a beginning by which scanners for secrets know it.
+    pub fn generate() -> String {
+        let bits = rand::random::<[u8; 32]>();
+        format!("hk_{}", BASE64_URL_SAFE_NO_PAD.encode(bits))
+    }
+
     /// What is kept of a key instead of the key.
     pub fn digest(key: &str) -> [u8; 32] {
         Sha256::digest(key.as_bytes()).into()
@@ -85,6 +93,16 @@ impl Keys {
         }
         self.refresh(enough).await;
         self.cached(&digest).await.0
+    }
+
+    /// Whether a key that is not in the store has this name.
+    pub fn is_fixed(&self, name: &str) -> bool {
+        self.fixed.iter().any(|known| &*known.sender.name == name)
+    }
+
+    /// Asks the store now, since keys were made or taken away.
+    pub async fn reread(&self) {
+        self.refresh(Duration::ZERO).await;
     }
 
     async fn cached(&self, digest: &[u8; 32]) -> (Option<Sender>, Option<Duration>) {
@@ -142,6 +160,17 @@ impl Caller {
             return Ok(());
         }
         Err(missing_scope(scope))
+    }
+
+    /// Refuses with 403 unless the key may do everything.
+    pub fn require_everything(&self) -> Result<(), Problem> {
+        if self.0.scopes == Scopes::EVERYTHING {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Kind::MissingScope,
+            "this needs the scope \"*\", which the API key does not have",
+        ))
     }
 }
 

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`problem`]: what a caller is told when it does not get what it asked for.
-//! - [`auth`]: who calls. [`page`]: lists and queries. [`body`]: bodies.
+//! - [`auth`]: who calls. [`keys`]: with what. [`page`]: lists and queries. [`body`]: bodies.
 //! - [`sending`], [`dry_run`]: sending. [`history`]: what became of it. [`stream`]: that as it happens. [`orders`]: cancel, prioritize, confirm, dead letters.
 //! - [`declared`], [`tried`], [`preview`]: the four resources. [`people`]: recipients, members, suppressions.
 //! - [`view`], [`schema`]: what callers see. [`docs`]: OpenAPI. [`probes`]: health and metrics. [`serve`]: connections.
@@ -18,6 +18,7 @@ pub mod declared;
 pub mod docs;
 pub mod dry_run;
 pub mod history;
+pub mod keys;
 pub mod orders;
 pub mod page;
 pub mod people;
@@ -134,6 +135,7 @@ pub fn described() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .merge(declared::routes())
         .merge(tried::routes())
         .merge(people::routes())
+        .merge(keys::routes())
         .split_for_parts();
     docs::complete(&mut openapi);
     // Inside of what limits time and counts, so that a panic is an answer like any other.

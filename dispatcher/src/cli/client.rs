@@ -1,4 +1,4 @@
-//! What `send`, `status` and `watch` share: where Herald is, how to ask it, and how its refusals read.
+//! What `send`, `status`, `watch` and `keys` share: where Herald is, how to ask it, and how its refusals read.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -221,13 +221,16 @@ impl Client {
 
     /// A call about the namespace: `path` is a list of segments, each taken as it is.
     pub(super) fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let of_namespace = ["namespaces", &self.namespace];
+        self.request_of_all(method, &[&of_namespace, path].concat())
+    }
+
+    /// A call that is about no namespace.
+    pub(super) fn request_of_all(&self, method: Method, path: &[&str]) -> RequestBuilder {
         let mut url = self.server.clone();
         // Only a URL that cannot be a base has no segments, and `new` refuses those.
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments
-                .pop_if_empty()
-                .extend(["v1", "namespaces", &self.namespace])
-                .extend(path);
+            segments.pop_if_empty().extend(["v1"]).extend(path);
         }
         let request = self.http.request(method, url);
         match &self.authorization {

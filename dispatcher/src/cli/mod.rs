@@ -5,6 +5,7 @@
 
 mod client;
 pub mod completions;
+pub mod keys;
 pub mod lint;
 pub mod local;
 pub mod render;
@@ -67,6 +68,9 @@ pub enum Command {
     /// Show what happens to deliveries, as it happens.
     #[command(long_about = watch::HELP)]
     Watch(watch::Args),
+    /// Make, list and delete API keys.
+    #[command(long_about = keys::HELP)]
+    Keys(keys::Args),
     /// Print a script that completes commands in a shell.
     #[command(long_about = completions::HELP)]
     Completions(completions::Args),
@@ -82,6 +86,7 @@ impl Cli {
             Command::Send(args) => wait_for(send::run(*args, out)),
             Command::Status(args) => wait_for(status::run(args, out)),
             Command::Watch(args) => wait_for(watch::run(args, out)),
+            Command::Keys(args) => wait_for(keys::run(args, out)),
             Command::Completions(args) => completions::run(&args, out),
         }
     }

@@ -184,4 +184,10 @@ pub trait PeopleStore {
 
     /// Writes an API key; one with the same name is replaced.
     async fn put_key(&self, key: &ApiKey) -> Result<(), StoreError>;
+
+    /// Writes an API key; answers false, and changes nothing, if there is one with its name.
+    async fn add_key(&self, key: &ApiKey) -> Result<bool, StoreError>;
+
+    /// Takes an API key away; answers whether there was one.
+    async fn delete_key(&self, name: &str) -> Result<bool, StoreError>;
 }

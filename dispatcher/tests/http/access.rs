@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use super::server::{Answer, Server, order};
+use super::server::{Answer, KEY, Server, order};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_key_or_with_a_wrong_one_nothing_is_done() {
@@ -145,4 +145,61 @@ async fn health_metrics_and_the_description_need_no_key() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_made_works_at_once_and_is_refused_once_it_is_deleted() {
+    let server = Server::start().await;
+    let all = |method, path: &str| server.bare(method, path).bearer_auth(KEY);
+    let wanted = json!({"name": "orders", "scopes": ["notifications:create"]});
+    let made = Answer::of(all(Method::POST, "/v1/keys").json(&wanted)).await;
+    assert_eq!(made.header("cache-control"), Some("no-store"));
+    let made = made.expect(StatusCode::CREATED);
+    let key = made["key"].as_str().unwrap();
+    assert!(key.starts_with("hk_") && key.len() > 40, "{made}");
+
+    let send = || {
+        let path = "/v1/namespaces/shop/notifications";
+        let body = order(&json!([{"group": "board"}]));
+        server.bare(Method::POST, path).bearer_auth(key).json(&body)
+    };
+    assert_eq!(Answer::of(send()).await.status, StatusCode::ACCEPTED);
+    // What it may not do is also to make keys.
+    let by_it = server.bare(Method::GET, "/v1/keys").bearer_auth(key);
+    Answer::of(by_it).await.problem(403, "missing-scope");
+
+    let again = Answer::of(all(Method::POST, "/v1/keys").json(&wanted)).await;
+    again.problem(409, "conflict");
+    let listed = Answer::of(all(Method::GET, "/v1/keys")).await;
+    let listed = listed.expect(StatusCode::OK);
+    assert_eq!(listed["items"][0]["name"], "orders");
+    assert!(!listed.to_string().contains(key));
+
+    let delete = || all(Method::DELETE, "/v1/keys/orders");
+    assert_eq!(Answer::of(delete()).await.status, StatusCode::NO_CONTENT);
+    Answer::of(send()).await.problem(401, "unauthenticated");
+    Answer::of(delete()).await.problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_an_unknown_scope_or_the_name_of_the_one_in_force_is_not_made() {
+    let server = Server::start().await;
+    let make = async |body: serde_json::Value| {
+        let post = server.bare(Method::POST, "/v1/keys").bearer_auth(KEY);
+        Answer::of(post.json(&body)).await
+    };
+    let answer = make(json!({"name": "a", "scopes": ["addresses", "adresses"]})).await;
+    answer.problem(422, "invalid-request");
+    let error = &answer.body["errors"][0];
+    assert_eq!(error["pointer"], "/scopes/1");
+    let detail = error["detail"].as_str().unwrap();
+    assert!(detail.contains("recipients:read"), "{detail}");
+    for wrong in [
+        json!({"name": "A b", "scopes": ["addresses"]}),
+        json!({"name": "a", "scopes": []}),
+    ] {
+        make(wrong).await.problem(422, "invalid-request");
+    }
+    let taken = make(json!({"name": "everything", "scopes": ["addresses"]})).await;
+    taken.problem(409, "conflict");
 }

@@ -29,6 +29,7 @@ macro_rules! people_contract {
             a_suppressed_address_stays_so_until_it_is_taken_off,
             a_schedule_remembers_what_fired_and_what_was_missed,
             a_key_of_the_same_name_takes_the_place_of_the_first,
+            a_key_is_added_once_and_taken_away_once,
         );
     };
     (@tests $open:path: $($name:ident),* $(,)?) => {
@@ -495,4 +496,19 @@ pub(crate) async fn a_key_of_the_same_name_takes_the_place_of_the_first(store: &
     let mut keys = store.keys().await.unwrap();
     keys.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(keys, [key("billing", 2), key("orders", 3)]);
+}
+
+pub(crate) async fn a_key_is_added_once_and_taken_away_once(store: &impl PeopleStore) {
+    let key = |digest: u8| ApiKey {
+        name: "orders".to_owned(),
+        digest: [digest; 32],
+        scopes: names(&["addresses"]),
+        created_at: at(0),
+    };
+    assert!(store.add_key(&key(1)).await.unwrap());
+    assert!(!store.add_key(&key(2)).await.unwrap());
+    assert_eq!(store.keys().await.unwrap(), [key(1)]);
+    assert!(store.delete_key("orders").await.unwrap());
+    assert!(!store.delete_key("orders").await.unwrap());
+    assert_eq!(store.keys().await.unwrap(), []);
 }

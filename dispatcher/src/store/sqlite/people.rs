@@ -816,6 +816,42 @@ impl PeopleStore for SqliteStore {
         })
         .await
     }
+
+    async fn add_key(&self, key: &ApiKey) -> Result<bool, StoreError> {
+        let key = key.clone();
+        self.write(move |c| {
+            Box::pin(async move {
+                let added = sqlx::query(
+                    "INSERT INTO keys (name, digest, scopes, created_at) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (name) DO NOTHING",
+                )
+                .bind(key.name)
+                .bind(key.digest.as_slice())
+                .bind(json(&key.scopes))
+                .bind(millis(key.created_at))
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(added.rows_affected() > 0)
+            })
+        })
+        .await
+    }
+
+    async fn delete_key(&self, name: &str) -> Result<bool, StoreError> {
+        let name = name.to_owned();
+        self.write(move |c| {
+            Box::pin(async move {
+                let deleted = sqlx::query("DELETE FROM keys WHERE name = ?1")
+                    .bind(name)
+                    .execute(c)
+                    .await
+                    .map_err(failed)?;
+                Ok(deleted.rows_affected() > 0)
+            })
+        })
+        .await
+    }
 }
 
 #[cfg(test)]
