@@ -156,14 +156,6 @@ impl Local {
             FolderCatalog::open(&options.dir, options.namespace.clone())
                 .map_err(LocalError::ReadFolder)?,
         );
-        let listener =
-            TcpListener::bind(options.listen)
-                .await
-                .map_err(|source| LocalError::Listen {
-                    address: options.listen,
-                    source,
-                })?;
-        let address = listener.local_addr().unwrap_or(options.listen);
         let state = options
             .state
             .clone()
@@ -188,6 +180,15 @@ impl Local {
             .await
             .map_err(|source| LocalError::OpenHistory { source })?;
         let store = Arc::new(store);
+        // After the files, so that a second one in this folder is told of that, not of the port.
+        let listener =
+            TcpListener::bind(options.listen)
+                .await
+                .map_err(|source| LocalError::Listen {
+                    address: options.listen,
+                    source,
+                })?;
+        let address = listener.local_addr().unwrap_or(options.listen);
         let (fixed, new_key) = keys(&store, options.api_key.as_deref())
             .await
             .map_err(|source| LocalError::ReadKeys { source })?;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::groups::{Groups, NoDefinition, Packed};
+use super::refusal::suggest;
 use super::{ChannelLoad, Refusal, Scope, SendRequest, Sender};
 use crate::catalog::{Snapshot, TemplateInForce};
 use crate::id::{FullName, NotificationId};
@@ -182,26 +183,25 @@ impl Against<'_> {
     }
 
     fn unknown_template(&self, template: String, problems: Vec<Problem>) -> Refusal {
-        let prefix = format!("{}/", self.namespace);
-        let mut close: Vec<(f64, &str)> = self
-            .snapshot
-            .templates
-            .keys()
-            .filter_map(|name| name.strip_prefix(&prefix))
-            .map(|name| (strsim::jaro_winkler(name, &template), name))
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .collect();
-        close.sort_by(|a, b| b.0.total_cmp(&a.0));
         Refusal::FindTemplate {
             namespace: self.namespace.to_owned(),
-            close: close
-                .into_iter()
-                .take(3)
-                .map(|(_, name)| name.to_owned())
-                .collect(),
+            close: self.close(&template, self.snapshot.templates.keys()),
             template,
             problems,
         }
+    }
+
+    /// Those names of this namespace that look like `given`, the likeliest first.
+    fn close<'n>(&self, given: &str, names: impl Iterator<Item = &'n FullName>) -> Vec<String> {
+        let prefix = format!("{}/", self.namespace);
+        let mut close: Vec<(f64, &str)> = names
+            .filter_map(|name| name.strip_prefix(&prefix))
+            .map(|name| (strsim::jaro_winkler(name, given), name))
+            .filter(|(likeness, _)| *likeness > 0.8)
+            .collect();
+        close.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let names = close.into_iter().take(3).map(|(_, name)| name.to_owned());
+        names.collect()
     }
 
     /// The channels that it goes over: those that the request names, else the template's.
@@ -331,8 +331,9 @@ impl Against<'_> {
                         problems.push(Problem::new(
                             format!("{pointer}/group"),
                             format!(
-                                "there is no group {group:?} in namespace {:?}",
-                                self.namespace
+                                "there is no group {group:?} in namespace {:?}{}",
+                                self.namespace,
+                                suggest(&self.close(group, self.snapshot.groups.keys()))
                             ),
                         ));
                     }

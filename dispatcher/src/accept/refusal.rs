@@ -74,7 +74,8 @@ impl Refusal {
     }
 }
 
-fn suggest(close: &[String]) -> String {
+/// The end of a sentence about a name that is not there, given those that look like it.
+pub(super) fn suggest(close: &[String]) -> String {
     match close {
         [] => String::new(),
         [one] => format!(": did you mean {one:?}?"),

@@ -13,6 +13,10 @@ use super::problem::{FieldError, Kind, Problem};
 /// Most bytes of a body, unless a call streams it.
 pub const MAX_BODY: usize = 2 * 1024 * 1024;
 
+/// What is said of a body that is not there.
+const EMPTY: &str =
+    "the body is empty: give a JSON object; where it only narrows down what is meant, {} means all";
+
 /// Of a body that is too long, so much more is read and thrown away, so that the caller gets to read the answer
 /// instead of a broken connection.
 const DISCARDED: usize = 32 * 1024 * 1024;
@@ -37,6 +41,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
             ));
         }
         let bytes = collect(body, &parts.headers).await?;
+        if bytes.trim_ascii().is_empty() {
+            return Err(Problem::new(Kind::MalformedJson, EMPTY));
+        }
         from_json(&bytes).map(Self)
     }
 }

@@ -245,6 +245,10 @@ fn call(page: &mut String, path: &str, method: &str, operation: &Value) {
                 shape(&content["schema"])
             ),
         );
+        if let Some(example) = content.get("example") {
+            let text = serde_json::to_string_pretty(example).unwrap_or_default();
+            put(page, format_args!("<pre>{}</pre>", escape(&text)));
+        }
     }
     page.push_str("<table><tr><th>status<th>answer<th>");
     for (status, response) in operation["responses"].as_object().into_iter().flatten() {

@@ -21,7 +21,7 @@ use crate::plan::sources::{Source, sources};
 use crate::store::{Directory, NewDelivery, Recipient};
 
 /// People whose channels are worked out one by one; with more, the rest is counted only.
-const LOOKED_AT: usize = 10_000;
+pub const LOOKED_AT: usize = 10_000;
 
 /// People asked for at a time.
 const STEP: usize = 500;

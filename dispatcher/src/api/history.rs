@@ -156,7 +156,7 @@ async fn notification(
         None => api.store.notification(&namespace, &id).await?,
         Some(wait) => await_end(&api, &namespace, &id, wait).await?,
     };
-    let record = record.ok_or_else(|| unknown_notification(&id))?;
+    let record = record.ok_or_else(|| unknown_notification(&namespace, &id))?;
     Ok(Json(Notification::new(&record, Timestamp::now())))
 }
 
@@ -402,8 +402,8 @@ pub(super) fn id<T: FromStr<Err: std::fmt::Display>>(text: &str, what: &str) -> 
     })
 }
 
-fn unknown_notification(id: &NotificationId) -> Problem {
-    Problem::not_known_yet(&format!("notification {id}"))
+fn unknown_notification(namespace: &str, id: &NotificationId) -> Problem {
+    Problem::not_known_yet(&format!("notification {id}"), namespace)
 }
 
 /// Refuses unless there is such a notification in the namespace.
@@ -411,14 +411,14 @@ pub(super) async fn known(api: &Api, namespace: &str, id: &NotificationId) -> Re
     let found = api.store.requests(&[*id]).await?;
     match found.first() {
         Some(request) if &*request.namespace == namespace => Ok(()),
-        _ => Err(unknown_notification(id)),
+        _ => Err(unknown_notification(namespace, id)),
     }
 }
 
 async fn known_delivery(api: &Api, namespace: &str, text: &str) -> Result<DeliveryRecord, Problem> {
     let id: DeliveryId = id(text, "delivery")?;
     let record = api.store.delivery(namespace, &id).await?;
-    record.ok_or_else(|| Problem::not_known_yet(&format!("delivery {id}")))
+    record.ok_or_else(|| Problem::not_known_yet(&format!("delivery {id}"), namespace))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::history::{full_name, id, known, notification_id};
-use super::view::Delivery;
+use super::view::{Delivery, Notification, Status};
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page, schema};
 use crate::accept::Scope;
 use crate::id::DeliveryId;
@@ -45,10 +45,13 @@ pub struct Reached {
     pub out: u64,
     /// Not every pod that has some of them has read the order yet.
     pub pending: bool,
+    /// Where the notification stands now; absent if the order was about several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
 }
 
-fn reached(reached: &OrderReached) -> (StatusCode, Json<Reached>) {
-    let status = if reached.pending {
+fn reached(reached: &OrderReached, status: Option<Status>) -> (StatusCode, Json<Reached>) {
+    let code = if reached.pending {
         StatusCode::ACCEPTED
     } else {
         StatusCode::OK
@@ -57,8 +60,9 @@ fn reached(reached: &OrderReached) -> (StatusCode, Json<Reached>) {
         waiting: reached.recalled.waiting,
         out: reached.recalled.out,
         pending: reached.pending,
+        status,
     };
-    (status, Json(body))
+    (code, Json(body))
 }
 
 impl From<ControlError> for Problem {
@@ -99,7 +103,9 @@ async fn cancel(
     known(&api, &namespace, &id).await?;
     let order = api.control.cancel(&id).await?;
     tracing::info!(%id, sender = %caller.0.name, waiting = order.recalled.waiting, "cancelled");
-    Ok(reached(&order))
+    let record = api.store.notification(&namespace, &id).await?;
+    let status = record.map(|record| Notification::new(&record, Timestamp::now()).status);
+    Ok(reached(&order, status))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -136,7 +142,7 @@ async fn cancel_template(
         template = query.template, sender = %caller.0.name, waiting = order.recalled.waiting,
         "everything of a template was cancelled"
     );
-    Ok(reached(&order))
+    Ok(reached(&order, None))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -172,7 +178,7 @@ async fn prioritize(
     known(&api, &namespace, &id).await?;
     let order = api.control.prioritize(&id, body.priority).await?;
     tracing::info!(%id, sender = %caller.0.name, priority = %body.priority, "prioritized");
-    Ok(reached(&order))
+    Ok(reached(&order, None))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -201,7 +207,10 @@ async fn confirm(
     caller.require(Scope::NotificationsCreate)?;
     let id = notification_id(&id)?;
     let Some(record) = api.store.notification(&namespace, &id).await? else {
-        return Err(Problem::not_known_yet(&format!("notification {id}")));
+        return Err(Problem::not_known_yet(
+            &format!("notification {id}"),
+            &namespace,
+        ));
     };
     let Some((recipients, _)) = record.held else {
         return Err(Problem::new(Kind::Conflict, "it is not held"));
@@ -367,6 +376,8 @@ impl NotReplayed {
 
 /// Replay dead letters: each is released again, with its next round.
 ///
+/// The body says which; `{}` means all.
+///
 /// Those of cancelled notifications are not, nor those with sensitive parameters once their notification has ended: what
 /// they would say is stored nowhere. The answer names them.
 #[utoipa::path(
@@ -395,6 +406,8 @@ async fn replay(
 }
 
 /// Discard dead letters: they stay failed, and are dead letters no more.
+///
+/// The body says which; `{}` means all.
 #[utoipa::path(
     post, path = "/v1/namespaces/{ns}/dead-letters/discard", tag = "Dead letters",
     params(("ns" = String, Path, description = "Namespace")),

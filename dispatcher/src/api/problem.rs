@@ -189,9 +189,9 @@ impl Problem {
     }
 
     /// A well-formed id of which nothing is known, which may be a matter of moments: `Retry-After: 1`.
-    pub fn not_known_yet(what: &str) -> Self {
+    pub fn not_known_yet(what: &str, namespace: &str) -> Self {
         let detail = format!(
-            "there is no {what} here; if it was accepted a moment ago, ask again in a second"
+            "there is no {what} in namespace {namespace:?}; if it was accepted a moment ago, ask again in a second"
         );
         Self::new(Kind::NotFound, detail).retry_after(Duration::from_secs(1))
     }

@@ -85,7 +85,17 @@ struct SendQuery {
         ("traceparent" = Option<String>, Header, description = "W3C trace context"),
         SendQuery,
     ),
-    request_body = SendRequest,
+    request_body(content = SendRequest, example = json!({
+        "template": "order-shipped",
+        "recipients": [
+            {"recipient": "alice"},
+            {"group": "vip"},
+            {"address": {"email": "kim@customer.example", "locale": "ko"}}
+        ],
+        "parameters": {"order": {"id": "A-1042", "total": 68.45}},
+        "sendAt": "2030-01-07T09:00:00+01:00",
+        "metadata": {"ticket": "OPS-7"}
+    })),
     responses(
         (status = 202, body = AcceptedBody, description = "Accepted: durable, and on its way"),
         (status = 200, body = dry_run::DryRun, description = "What would be sent (with dryRun=true)"),

@@ -28,7 +28,8 @@ pub(super) struct Connection {
         long,
         env = "HERALD_URL",
         default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
+        value_name = "URL",
+        value_parser = server
     )]
     server: Url,
     /// API key; prefer the environment, since others on this machine see what is typed.
@@ -53,6 +54,14 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// Reads where Herald listens.
+fn server(text: &str) -> Result<Url, String> {
+    if !text.contains("://") {
+        return Err(format!("write it with its scheme, such as http://{text}"));
+    }
+    text.parse::<Url>().map_err(|error| error.to_string())
+}
+
 /// Why Herald did not answer what was asked. What it says is for people, over several lines where there are several
 /// things to say.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +81,7 @@ pub enum ClientError {
     /// Nobody answers there.
     #[error(
         "no answer from {server}: {}\nIs it running? `herald local DIR` starts it; --server or HERALD_URL says where it is.",
-        chain(source)
+        unreached(source)
     )]
     Reach {
         /// Who was asked.
@@ -117,10 +126,27 @@ impl ClientError {
         }
     }
 
+    /// Whether Herald was asked at all.
+    pub(super) fn has_asked(&self) -> bool {
+        !matches!(self, Self::BuildClient { .. } | Self::ReadConnection { .. })
+    }
+
     /// Whether Herald says that there is no such thing.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { problem } if problem.status == 404)
     }
+}
+
+/// Why nobody answers. Of a connection that did not come about the innermost cause says it all.
+fn unreached(error: &reqwest::Error) -> String {
+    if !error.is_connect() {
+        return chain(error);
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 /// An error with its causes, without saying anything twice.
@@ -168,7 +194,7 @@ fn told(problem: &ProblemBody) -> String {
 pub(super) struct Client {
     http: reqwest::Client,
     server: Url,
-    authorization: Option<HeaderValue>,
+    authorization: HeaderValue,
     namespace: String,
 }
 
@@ -185,19 +211,18 @@ impl Client {
                 what: format!("--server must be an http or https URL (got {server})"),
             });
         }
-        let authorization = api_key
-            .filter(|key| !key.is_empty())
-            .map(|key| {
-                let mut value = HeaderValue::try_from(format!("Bearer {}", key.trim()))?;
-                value.set_sensitive(true);
-                Ok(value)
-            })
-            .transpose()
-            .map_err(
-                |_: header::InvalidHeaderValue| ClientError::ReadConnection {
+        let Some(key) = api_key.filter(|key| !key.trim().is_empty()) else {
+            return Err(ClientError::ReadConnection {
+                what: "no API key was given: set HERALD_API_KEY, or --api-key".to_owned(),
+            });
+        };
+        let mut authorization =
+            HeaderValue::try_from(format!("Bearer {}", key.trim())).map_err(|_| {
+                ClientError::ReadConnection {
                     what: "the API key has characters that no key has".to_owned(),
-                },
-            )?;
+                }
+            })?;
+        authorization.set_sensitive(true);
         // Another part of the program may have chosen the same provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -232,11 +257,9 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["v1"]).extend(path);
         }
-        let request = self.http.request(method, url);
-        match &self.authorization {
-            Some(authorization) => request.header(header::AUTHORIZATION, authorization.clone()),
-            None => request,
-        }
+        self.http
+            .request(method, url)
+            .header(header::AUTHORIZATION, self.authorization.clone())
     }
 
     /// Asks for something and reads the JSON of the answer.
@@ -389,6 +412,28 @@ mod tests {
     }
 
     #[test]
+    fn a_server_without_a_scheme_is_told_how_to_write_it() {
+        for text in ["127.0.0.1:9000", "localhost:9000", "herald.example"] {
+            let error = super::server(text).unwrap_err();
+            assert!(error.ends_with(&format!("http://{text}")), "{error}");
+        }
+        assert!(super::server("https://h.example/herald").is_ok());
+    }
+
+    #[test]
+    fn without_a_key_nobody_is_asked() {
+        for api_key in [None, Some(" ".to_owned())] {
+            let connection = Connection {
+                api_key,
+                ..connection("http://h.example")
+            };
+            let error = Client::new(connection).unwrap_err();
+            assert!(!error.has_asked());
+            assert!(error.to_string().contains("HERALD_API_KEY"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_key_is_in_no_debug_form() {
         let connection = connection("http://h.example");
         assert!(!format!("{connection:?}").contains("secret"));
@@ -413,5 +458,6 @@ mod tests {
             text.contains(&address.to_string()) && text.contains("herald local"),
             "{text}"
         );
+        assert_eq!(text.matches("refused").count(), 1, "{text}");
     }
 }

@@ -19,7 +19,7 @@ pub(super) const HELP: &str = "Says everything that is wrong with a folder of YA
     It exits with 0 if all is well, 1 if something is wrong, 2 if the folder cannot be read.\n\n\
     Examples:\n  \
     herald lint notifications/\n  \
-    herald lint notifications/ --format github    # in a workflow: marks the lines of a pull request\n  \
+    herald lint notifications/ --format github    # marks lines in a workflow\n  \
     herald lint notifications/ --format json | jq '.problems[].path'";
 
 /// Says everything that is wrong with a folder of YAML.

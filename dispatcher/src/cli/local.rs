@@ -16,10 +16,12 @@ pub(super) const HELP: &str = "Serves the API and delivers, in one process, from
     in secrets/NAME/KEY; a Namespace in it gives the labels that a Channel's allowedNamespaces may ask for. It is watched: an edit counts within seconds, and what is broken is reported while its last \
     good version stays in force. Queue and history are kept in .herald in the folder. Nothing that was accepted is \
     lost, whatever ends the process; Ctrl-C and SIGTERM finish what is being sent first.\n\n\
-    The first start makes an API key and prints it once, unless HERALD_API_KEY gives one.\n\n\
+    The first start makes an API key and prints it once, unless HERALD_API_KEY gives one. A key that was lost: start with \
+    HERALD_API_KEY=… of your own, which may do everything for as long as this runs, and make another with herald keys.\n\n\
+    HERALD_LOG says what is logged, such as debug or warn,herald_dispatcher=debug (default: info).\n\n\
     Examples:\n  \
     herald local shop/\n  \
-    HERALD_API_KEY=secret herald local shop/ --listen 127.0.0.1:9000 --allow-private-addresses";
+    HERALD_API_KEY=secret herald local shop/ --listen 127.0.0.1:9000 \\\n    --allow-private-addresses";
 
 /// Serves the API and delivers, in one process.
 #[derive(Debug, clap::Args)]

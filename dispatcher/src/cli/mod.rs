@@ -8,6 +8,7 @@ pub mod completions;
 pub mod keys;
 pub mod lint;
 pub mod local;
+mod parameters;
 pub mod render;
 pub mod send;
 pub mod status;
@@ -31,9 +32,9 @@ pub use client::ClientError;
 #[command(
     name = "herald",
     version,
-    about,
+    about = "Notifications declared as YAML, sent with one HTTP request.",
     long_about = "Notifications declared as YAML, sent with one HTTP request.\n\n\
-                  Channels, templates, groups and schedules are YAML files in a folder, or resources in Kubernetes. \
+                  Channels, templates, groups and schedules are YAML files in a folder. \
                   `herald lint` says what is wrong with a folder, `herald render` shows what a template says, `herald \
                   send` sends, and `herald status` says what became of it.",
     after_help = "Every command explains itself, with an example: herald lint --help",
@@ -107,8 +108,11 @@ pub enum CliError {
     /// The folder cannot be looked through.
     #[error("{0}")]
     OpenFolder(#[source] ScanError),
-    /// A file that was named cannot be read.
-    #[error("{} cannot be read: {source}", file.display())]
+    /// The file of parameters cannot be read.
+    #[error(
+        "{} cannot be read: {source}; give a file, - for standard input, or the object itself, such as '{{name: value}}'",
+        file.display()
+    )]
     ReadFile {
         /// The file.
         file: PathBuf,
@@ -135,6 +139,16 @@ pub enum CliError {
         sample: String,
         /// Those there are.
         known: String,
+    },
+    /// There is nothing to render the template with.
+    #[error(
+        "template {template} has no samples, and needs parameters ({missing}): give --parameters FILE"
+    )]
+    FindSamples {
+        /// The template, as it was asked for.
+        template: String,
+        /// What is wrong with no parameters at all.
+        missing: String,
     },
     /// There is no HTML to show.
     #[error("{0}")]
@@ -195,6 +209,7 @@ impl CliError {
     /// The program's exit code: 1 if Herald refused or did not answer, 2 if it was not even asked.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Ask(source) | Self::Send { source, .. } if !source.has_asked() => 2,
             Self::Ask(_) | Self::Send { .. } | Self::Follow { .. } => 1,
             _ => 2,
         }
@@ -240,6 +255,9 @@ mod tests {
 
     use super::*;
 
+    /// The width of a terminal that nobody made wider.
+    const LONGEST_EXAMPLE: usize = 80;
+
     #[test]
     fn the_commands_fit_each_other() {
         Cli::command().debug_assert();
@@ -252,6 +270,11 @@ mod tests {
             let help = command.render_long_help().to_string();
             assert!(help.contains(&format!("herald {name} ")), "{help}");
             assert!(help.contains("Example"), "{help}");
+            // What is wrapped breaks when it is copied.
+            let longest = help.lines().filter(|line| line.contains("herald "));
+            for line in longest.filter(|line| line.starts_with("  ")) {
+                assert!(line.chars().count() <= LONGEST_EXAMPLE, "{line}");
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! `herald render`: what a template says.
 
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use herald_crds::Medium;
 use herald_crds::render::{Recipient, RenderError, Rendered};
 use serde_json::{Map, Value, json};
 
-use super::{BAD, BOLD, CliError, DIM, harmless, lint, paint};
+use super::{BAD, BOLD, CliError, DIM, harmless, lint, paint, parameters};
 use crate::catalog::folder::FolderCatalog;
-use crate::catalog::{Catalog as _, Snapshot, TemplateInForce, yaml};
+use crate::catalog::{Catalog as _, Snapshot, TemplateInForce};
 
 /// The sample that is rendered unless another is asked for.
 const USUAL_SAMPLE: &str = "typical";
@@ -23,8 +23,8 @@ pub(super) const HELP: &str = "Shows what a template says, over every medium tha
     It exits with 0 if everything rendered, 1 if something did not, 2 if there is nothing to render.\n\n\
     Examples:\n  \
     herald render notifications/ order-shipped\n  \
-    herald render notifications/ order-shipped --sample korean --locale ko --medium email\n  \
-    echo '{order: {id: A-1, total: 12}}' | herald render notifications/ order-shipped --parameters -\n  \
+    herald render notifications/ order-shipped --sample korean --medium email\n  \
+    herald render notifications/ order-shipped -p '{order: {id: A-1, total: 12}}'\n  \
     herald render notifications/ order-shipped -o html > order.html";
 
 /// Shows what a template says, over every medium that it has a block for.
@@ -34,9 +34,9 @@ pub struct Args {
     dir: PathBuf,
     /// The template: its name, or namespace/name.
     template: String,
-    /// A file with the parameters, JSON or YAML; - reads standard input.
-    #[arg(long, short, value_name = "FILE", conflicts_with = "sample")]
-    parameters: Option<PathBuf>,
+    /// The parameters: a file of JSON or YAML, - for standard input, or the object itself.
+    #[arg(long, short, value_name = "OBJECT|FILE|-", conflicts_with = "sample")]
+    parameters: Option<String>,
     /// The sample of the template that is rendered.
     #[arg(long, value_name = "NAME")]
     sample: Option<String>,
@@ -87,7 +87,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
         out.write_all(report.as_bytes()).map_err(CliError::Print)?;
         return Ok(ExitCode::FAILURE);
     };
-    let (parameters, sample_locale) = parameters(args, template)?;
+    let (parameters, sample_locale) = chosen(args, template)?;
     let mut report = String::new();
     let mut failed = false;
     if let Err(problems) = template.compiled.check_parameters(&parameters) {
@@ -187,14 +187,25 @@ fn problems_of<'a>(
 }
 
 /// The parameters, and the locale that goes with them.
-fn parameters(
-    args: &Args,
-    template: &TemplateInForce,
-) -> Result<(Value, Option<String>), CliError> {
-    if let Some(file) = &args.parameters {
-        return Ok((read_parameters(file)?, None));
+fn chosen(args: &Args, template: &TemplateInForce) -> Result<(Value, Option<String>), CliError> {
+    if let Some(text) = &args.parameters {
+        return Ok((Value::Object(parameters::read(text)?), None));
     }
     let samples = &template.resource.spec.samples;
+    let none = Value::Object(Map::new());
+    if samples.is_empty()
+        && args.sample.is_none()
+        && let Err(missing) = template.compiled.check_parameters(&none)
+    {
+        return Err(CliError::FindSamples {
+            template: args.template.clone(),
+            missing: missing
+                .into_iter()
+                .map(|p| p.message)
+                .collect::<Vec<_>>()
+                .join("; "),
+        });
+    }
     let sample = match &args.sample {
         Some(wanted) => {
             let found = samples.iter().find(|sample| sample.name == *wanted);
@@ -219,38 +230,6 @@ fn parameters(
     let parameters = sample.and_then(|sample| sample.parameters.clone());
     let locale = sample.and_then(|sample| sample.locale.clone());
     Ok((Value::Object(parameters.unwrap_or_default()), locale))
-}
-
-pub(super) fn read_parameters(file: &Path) -> Result<Value, CliError> {
-    let is_input = file.as_os_str() == "-";
-    let mut bytes = Vec::new();
-    let limit = yaml::MAX_BYTES as u64 + 1;
-    let read = if is_input {
-        io::stdin().lock().take(limit).read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(file).and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
-    };
-    read.map_err(|source| CliError::ReadFile {
-        file: file.to_owned(),
-        source,
-    })?;
-    let name = if is_input {
-        "standard input".to_owned()
-    } else {
-        file.display().to_string()
-    };
-    let mut documents = yaml::read(&bytes).map_err(|error| CliError::ReadParameters {
-        place: format!("{name}:{}", error.line),
-        message: error.to_string(),
-    })?;
-    match documents.len() {
-        0 => Ok(Value::Object(Map::new())),
-        1 => Ok(documents.remove(0).value),
-        more => Err(CliError::ReadParameters {
-            place: name,
-            message: format!("has {more} documents; one object of parameters is wanted"),
-        }),
-    }
 }
 
 fn render(
@@ -373,8 +352,14 @@ fn html(messages: Vec<Message>) -> Result<String, CliError> {
     for (_, message) in messages {
         match message {
             Ok(Rendered::Email {
-                html: Some(html), ..
-            }) => return Ok(html),
+                html: Some(mut html),
+                ..
+            }) => {
+                if !html.ends_with('\n') {
+                    html.push('\n');
+                }
+                return Ok(html);
+            }
             Ok(_) => {}
             Err(error) => return Err(CliError::ShowHtml(error.to_string())),
         }

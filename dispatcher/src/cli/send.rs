@@ -2,24 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use herald_crds::{Address, Priority, RecipientRef};
 use jiff::{SignedDuration, Timestamp};
 use reqwest::Method;
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::client::{Client, Connection};
 use super::status::{self, Shown, Waited};
 use super::table::{Output, PLAIN, Table};
-use super::{BAD, BOLD, CliError, DIM, GOOD, harmless, paint, render};
+use super::{BAD, BOLD, CliError, DIM, GOOD, count, harmless, paint, parameters};
 use crate::accept::SendRequest;
-use crate::api::dry_run::DryRun;
+use crate::api::dry_run::{DryRun, LOOKED_AT};
 use crate::api::preview::Block;
 use crate::api::sending::AcceptedBody;
-use crate::catalog::yaml;
 use crate::id::NotificationId;
 
 /// What its help says.
@@ -29,16 +27,18 @@ It exits with 0 once the notification is accepted; with --wait, once it has ende
 been lost. It exits with 1 if Herald refused it or a delivery did not go out, with 2 if nothing was sent.\n\n\
 Examples:
   One person of the directory, and what became of it:
-    herald send order-shipped --to recipient:alice --parameters order.json --wait
+    herald send order-shipped --to recipient:alice -p order.json --wait
 
   An address, in Korean, with parameters on the spot:
-    herald send login-code --to email:kim@customer.example --locale ko --parameters '{\"code\": \"402718\"}'
+    herald send login-code --to email:kim@customer.example --locale ko \\
+      -p '{\"code\": \"402718\"}'
 
   A group tomorrow morning, over a quarter of an hour; first look what it would come to:
-    herald send weekly-digest --to group:vip --parameters digest.json --send-at 2030-01-07T09:00:00+01:00 --spread-over 15m --dry-run
+    herald send weekly-digest --to group:vip -p digest.json --dry-run \\
+      --send-at 2030-01-07T09:00:00+01:00 --spread-over 15m
 
   From a script that may be started twice: the key makes it one notification
-    herald send report --to group:board --key report-2030-01 --parameters - < report.json";
+    herald send report --to group:board --key report-2030-01 -p - < report.json";
 
 /// Sends a notification, and waits for its end if asked.
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "COUNT")]
     confirm_recipients: Option<u64>,
     /// Your own words about it, for search; may be repeated.
-    #[arg(long = "metadata", value_name = "NAME=VALUE", value_parser = named)]
+    #[arg(long = "metadata", value_name = "NAME=VALUE", value_parser = metadata_entry)]
     metadata: Vec<(String, String)>,
     /// Idempotency-Key: sent again with the same key it is the same notification [default: a random one].
     #[arg(long, value_name = "KEY", visible_alias = "idempotency-key")]
@@ -114,7 +114,9 @@ pub(super) async fn run(args: Args, out: &mut dyn Write) -> Result<ExitCode, Cli
     let request = SendRequest {
         template,
         recipients: localized(to, locale.as_deref()),
-        parameters: parameters.as_deref().map_or(Ok(Map::new()), read)?,
+        parameters: parameters
+            .as_deref()
+            .map_or(Ok(Map::new()), parameters::read)?,
         priority,
         channels,
         send_at,
@@ -248,41 +250,32 @@ fn moment(text: &str) -> Result<Timestamp, String> {
         })
 }
 
-fn named(text: &str) -> Result<(String, String), String> {
+fn metadata_entry(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("give NAME=VALUE".to_owned()),
     }
 }
 
-/// Parameters from where `text` says: itself, standard input, a file.
-fn read(text: &str) -> Result<Map<String, Value>, CliError> {
-    let wrong = |place: &str, message: String| CliError::ReadParameters {
-        place: place.to_owned(),
-        message,
-    };
-    let (place, value) = if text.trim_start().starts_with('{') {
-        let place = "--parameters";
-        let mut documents = yaml::read(text.as_bytes()).map_err(|e| wrong(place, e.to_string()))?;
-        let value = documents.pop().map(|document| document.value);
-        (place, value.unwrap_or_default())
-    } else {
-        (text, render::read_parameters(Path::new(text))?)
-    };
-    match value {
-        Value::Object(parameters) => Ok(parameters),
-        _ => Err(wrong(
-            place,
-            "an object is wanted, such as {name: value}".to_owned(),
-        )),
+/// How many are named, and how many people they are.
+fn named(answer: &DryRun) -> String {
+    let (named, people) = (answer.recipients, answer.looked_at);
+    if named == people {
+        return named.to_string();
     }
+    if people >= LOOKED_AT as u64 {
+        return format!("{named} named, of whom the first {people} were looked at");
+    }
+    let twice = named.saturating_sub(people);
+    let people = count(people as usize, "person").replace("persons", "people");
+    format!("{named} named, {people} ({twice} in twice)")
 }
 
 /// What a dry run says, for people.
 fn preview(answer: &DryRun) -> String {
     let mut table = Table::default();
     table.pair("nothing was sent", "this is what would be", PLAIN);
-    table.pair("recipients", answer.recipients.to_string(), BOLD);
+    table.pair("recipients", named(answer), BOLD);
     for (channel, count) in &answer.channels {
         table.pair(&format!("over {channel}"), count.to_string(), GOOD);
     }
@@ -405,19 +398,21 @@ mod tests {
     }
 
     #[test]
-    fn parameters_come_from_the_command_line_or_a_file_and_errors_say_which() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("p.json");
-        std::fs::write(&file, r#"{"a": 1}"#).unwrap();
-        let file = file.to_str().unwrap();
-        assert_eq!(read(file).unwrap(), read(" {a: 1}").unwrap());
-        let missing = read("nowhere.json").unwrap_err().to_string();
-        assert!(missing.contains("nowhere.json"), "{missing}");
-        let broken = read("{").unwrap_err().to_string();
-        assert!(broken.contains("--parameters"), "{broken}");
-        std::fs::write(file, "[1]").unwrap();
-        let list = read(file).unwrap_err().to_string();
-        assert!(list.contains("p.json"), "{list}");
+    fn a_dry_run_says_how_many_people_those_named_are() {
+        let said = |recipients, looked_at| {
+            named(&DryRun {
+                recipients,
+                looked_at,
+                ..DryRun::default()
+            })
+        };
+        assert_eq!(said(8, 8), "8");
+        assert_eq!(said(8, 7), "8 named, 7 people (1 in twice)");
+        assert_eq!(said(2, 1), "2 named, 1 person (1 in twice)");
+        assert_eq!(
+            said(50_000, 10_000),
+            "50000 named, of whom the first 10000 were looked at"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A line of NDJSON or CSV becomes a recipient, or says what is wrong with it.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use csv_core::ReadRecordResult;
 use herald_crds::{Address, Problem};
@@ -40,6 +41,9 @@ pub(super) enum Parsed {
     /// What is wrong with it.
     Wrong(String),
 }
+
+/// The columns of a CSV import that have a name of their own.
+const COLUMNS: [&str; 6] = ["id", "email", "phone", "webhook", "locale", "timeZone"];
 
 /// What a column of a CSV import holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +120,30 @@ impl Parser {
             },
         })
     }
+}
+
+/// What is wrong with a column that nobody knows, and what was meant, perhaps.
+fn unknown_column(name: &str) -> String {
+    let mut text = format!("unknown column {name:?}: ");
+    let known = COLUMNS
+        .iter()
+        .find(|known| known.eq_ignore_ascii_case(name));
+    if let Some(known) = known {
+        let _ = write!(text, "did you mean {known:?}?");
+    } else if let Some(separator) = [';', '\t'].into_iter().find(|s| name.contains(*s)) {
+        let _ = write!(
+            text,
+            "columns are separated by commas, and this line has {separator:?}"
+        );
+    } else {
+        let _ = write!(
+            text,
+            "known are {} and label.<key>, such as label.{}",
+            COLUMNS.join(", "),
+            if name.is_empty() { "tier" } else { name }
+        );
+    }
+    text
 }
 
 /// Problems of one line as one sentence: people read reports of imports, and there is one entry for each line.
@@ -231,9 +259,7 @@ impl CsvParser {
         let mut columns: Vec<Column> = Vec::with_capacity(names.len());
         for name in names {
             let Some(column) = Column::named(&name) else {
-                return Err(format!(
-                    "unknown column {name:?}: known are id, email, phone, webhook, locale, timeZone and label.<key>"
-                ));
+                return Err(unknown_column(&name));
             };
             if columns.contains(&column) {
                 return Err(format!("column {name:?} is there twice"));
@@ -241,7 +267,10 @@ impl CsvParser {
             columns.push(column);
         }
         if !columns.contains(&Column::Id) {
-            return Err("column \"id\" is missing".to_owned());
+            return Err(
+                "column \"id\" is missing: the first line names the columns, such as id,email,locale"
+                    .to_owned(),
+            );
         }
         self.columns = columns;
         Ok(())
@@ -384,6 +413,9 @@ mod tests {
         for (header, words) in [
             ("id,emial", "emial"),
             ("email", "\"id\" is missing"),
+            ("id,Email", "did you mean \"email\"?"),
+            ("id;email", "separated by commas, and this line has ';'"),
+            ("id,tier", "such as label.tier"),
             ("id,email,email", "twice"),
             ("id,label.", "label."),
             ("id,\"email", "not closed"),

@@ -20,7 +20,7 @@ pub enum ResolveError {
     },
     /// Every address is one that is refused.
     #[error(
-        "the host has {range} address, which is refused: it needs allowPrivateAddresses in the Channel and in Herald's configuration"
+        "the host has {range} address, which is refused: it needs allowPrivateAddresses: true in the Channel and herald local --allow-private-addresses"
     )]
     Refuse {
         /// Which range, with its article.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use herald_dispatcher::accept::SendRequest;
 use herald_dispatcher::api;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -65,7 +66,11 @@ fn every_call_is_described_as_openapi_3_1_wants_it() {
         if let Some(other) = ids.insert(id.clone(), path.clone()) {
             panic!("{id} is {other} and {path}");
         }
-        assert!(operation["summary"].is_string(), "{method} {path}");
+        let summary = operation["summary"].as_str().unwrap();
+        assert!(
+            summary.ends_with('.') && !summary.contains('\n'),
+            "{method} {path}: {summary}"
+        );
         assert!(
             operation["responses"]["default"].is_object(),
             "{method} {path}"
@@ -152,4 +157,13 @@ async fn the_page_for_people_names_every_call_and_needs_nothing_from_elsewhere()
         "the page refers to another host"
     );
     assert!(!page.contains("<script"));
+    // What is sent is shown, and is what is read.
+    let openapi = described();
+    let send = &openapi["paths"]["/v1/namespaces/{ns}/notifications"]["post"];
+    let example = &send["requestBody"]["content"]["application/json"]["example"];
+    let request: SendRequest = serde_json::from_value(example.clone()).unwrap();
+    assert!(page.contains(&format!(
+        "&quot;template&quot;: &quot;{}&quot;",
+        request.template
+    )));
 }

@@ -33,6 +33,7 @@ async fn what_is_cancelled_before_its_time_never_goes_out() {
         .await;
     assert_eq!(order.status, StatusCode::OK, "{:#}", order.body);
     assert_eq!(order.body["out"], 0);
+    assert_eq!(order.body["status"], "cancelled");
     let seen = server.get(&format!("notifications/{id}?wait=5s")).await;
     assert_eq!(seen.body["status"], "cancelled");
 }

@@ -32,7 +32,10 @@ async fn what_is_not_json_says_line_and_column() {
     answer.problem(400, "malformed-json");
     let detail = answer.body["detail"].as_str().unwrap();
     assert!(detail.contains("line 2, column 3"), "{detail}");
-    raw(&server, "").await.problem(400, "malformed-json");
+    let empty = raw(&server, "").await;
+    empty.problem(400, "malformed-json");
+    let detail = empty.body["detail"].as_str().unwrap();
+    assert!(detail.starts_with("the body is empty"), "{detail}");
     raw(&server, [0xff, 0xfe].to_vec())
         .await
         .problem(400, "malformed-json");
@@ -52,6 +55,20 @@ async fn unknown_fields_are_refused_by_name_wherever_they_are() {
     let answer = server.post("notifications?dryrun=true", &json!({})).await;
     let errors = answer.problem(422, "invalid-request");
     assert_eq!(errors[0].0, "?dryrun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_group_is_named_with_what_it_might_have_been() {
+    let server = Server::start().await;
+    let errors = wrong(&server, |body| {
+        body["recipients"][0] = json!({"group": "bord"})
+    })
+    .await;
+    assert_eq!(errors[0].0, "/recipients/0/group");
+    assert!(
+        errors[0].1.ends_with("did you mean \"board\"?"),
+        "{errors:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -108,10 +108,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .map(Secret::new)
         .transpose()?;
     // First every port, so that nothing is begun that cannot be ended.
-    let mail = bind(options.mail, "--mail", "the mail server").await?;
-    let webhooks = bind(options.webhooks, "--webhooks", "the receiver of webhooks").await?;
-    let page = bind(options.page, "--page", "the page that shows what arrived").await?;
-    drop(bind(options.listen, "--listen", "Herald").await?);
+    let [herald, mail, webhooks, page] = bind([
+        ("--listen", options.listen, "Herald"),
+        ("--mail", options.mail, "the mail server"),
+        ("--webhooks", options.webhooks, "the receiver of webhooks"),
+        ("--page", options.page, "the page that shows what arrived"),
+    ])
+    .await?;
+    // Herald takes it again itself.
+    drop(herald);
 
     // A tour that is taken again would be suppressed as a repeat of the last one.
     let state = data.join("state");
@@ -210,21 +215,35 @@ async fn visit(tour: &Tour, page: SocketAddr, with_tour: bool, once: bool) -> an
     std::future::pending().await
 }
 
-/// Takes a port.
-async fn bind(address: SocketAddr, option: &str, what: &str) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "port {} of {} is taken, and {what} is to listen there; choose another: make run ARGS='{option} {}:{}'",
-            address.port(),
-            address.ip(),
-            address.ip(),
-            address.port().saturating_add(10_000),
-        ),
-        Err(error) => Err(error).with_context(|| {
-            format!("{what} cannot listen on {address}; choose another with {option}")
-        }),
+/// Takes ports, each of an option and for something. Errors: all that are taken, with a command that chooses others.
+async fn bind<const N: usize>(
+    wanted: [(&str, SocketAddr, &str); N],
+) -> anyhow::Result<[TcpListener; N]> {
+    let mut bound = Vec::with_capacity(N);
+    let mut taken = Vec::new();
+    let mut others = Vec::new();
+    for (option, address, what) in wanted {
+        match TcpListener::bind(address).await {
+            Ok(listener) => bound.push(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                let other = address.port().saturating_add(10_000);
+                taken.push(format!("{address}, where {what} is to listen"));
+                others.push(format!("{option} {}", SocketAddr::new(address.ip(), other)));
+            }
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("{what} cannot listen on {address}; choose another with {option}")
+                });
+            }
+        }
     }
+    bound.try_into().map_err(|_: Vec<_>| {
+        anyhow::anyhow!(
+            "something else has {}; choose others: make run ARGS='{}'",
+            taken.join(", and "),
+            others.join(" ")
+        )
+    })
 }
 
 /// An empty folder.
@@ -279,21 +298,26 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_that_is_taken_is_named_with_the_way_to_choose_another() {
-        let taken = TcpListener::bind(local(0)).await.unwrap();
-        let address = taken.local_addr().unwrap();
-        let error = bind(address, "--mail", "the mail server")
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(&format!("port {}", address.port())),
-            "{error}"
+    async fn ports_that_are_taken_are_named_with_one_command_that_chooses_others() {
+        let [one, two] = [local(0), local(0)].map(TcpListener::bind);
+        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        let (one, two) = (one.local_addr().unwrap(), two.local_addr().unwrap());
+        let wanted = [
+            ("--mail", one, "the mail server"),
+            ("--page", local(0), "the page"),
+            ("--listen", two, "Herald"),
+        ];
+        let error = bind(wanted).await.unwrap_err().to_string();
+        for part in [one.to_string(), two.to_string()] {
+            assert!(error.contains(&part), "{error}");
+        }
+        let other = |address: SocketAddr| address.port().saturating_add(10_000);
+        let command = format!(
+            "make run ARGS='--mail 127.0.0.1:{} --listen 127.0.0.1:{}'",
+            other(one),
+            other(two)
         );
-        assert!(
-            error.contains("make run ARGS='--mail 127.0.0.1:"),
-            "{error}"
-        );
+        assert!(error.ends_with(&command), "{error}");
     }
 
     #[test]

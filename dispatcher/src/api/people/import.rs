@@ -33,9 +33,10 @@ struct ImportQuery {
     group: Option<String>,
 }
 
-/// Import recipients, as many as there are: NDJSON, one recipient in each line, or CSV with the columns id, email, phone,
-/// webhook, locale, timeZone and `label.KEY`. A line that is wrong is reported and stops no other; to repeat an import is
-/// safe.
+/// Import recipients, as many as there are.
+///
+/// NDJSON, one recipient in each line, or CSV with the columns id, email, phone, webhook, locale, timeZone and
+/// `label.KEY`. A line that is wrong is reported and stops no other; to repeat an import is safe.
 #[utoipa::path(
     post, path = "/v1/namespaces/{ns}/recipients/import", tag = "People", operation_id = "import_recipients",
     params(("ns" = String, Path, description = "Namespace"), ImportQuery),

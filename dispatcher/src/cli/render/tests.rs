@@ -82,7 +82,7 @@ fn one_medium_alone_and_as_json() {
 fn html_is_the_mail_and_nothing_else() {
     let out = shown(&["order-shipped", "-o", "html"]);
     assert!(
-        out.contains("<!doctype html>") && out.trim_end().ends_with("</html>"),
+        out.contains("<!doctype html>") && out.ends_with("</html>\n"),
         "{out}"
     );
     let error = herald_render(
@@ -193,4 +193,25 @@ fn a_message_that_does_not_render_leaves_the_others_to_be_seen() {
     assert_eq!(code, ExitCode::FAILURE);
     assert!(out.contains("does not render: "), "{out}");
     assert!(out.contains("── webhook ──\n[1]\n"), "{out}");
+}
+
+#[test]
+fn without_samples_it_says_what_is_needed_and_takes_the_object_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "apiVersion: herald.dev/v1alpha1\nkind: NotificationTemplate\nmetadata: {name: x}\nspec:\n  \
+                routing: {channels: [{name: a}]}\n  \
+                parameters: {type: object, required: [code], properties: {code: {type: string}}}\n  \
+                content: {sms: {text: '{{ code }}'}}\n---\n\
+                apiVersion: herald.dev/v1alpha1\nkind: Channel\nmetadata: {name: a}\nspec:\n  \
+                medium: sms\n  providers: [{name: main, log: {}}]\n";
+    fs::write(dir.path().join("x.yaml"), text).unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let error = herald_render(dir, &["x"]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("template x has no samples") && error.ends_with("give --parameters FILE"),
+        "{error}"
+    );
+    let (code, out) = herald_render(dir, &["x", "-p", "{code: '4027'}"]).unwrap();
+    assert_eq!(code, ExitCode::SUCCESS, "{out}");
+    assert!(out.ends_with("\n4027\n"), "{out}");
 }
