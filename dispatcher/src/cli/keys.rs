@@ -19,7 +19,8 @@ A key's name is what its notifications have as their sender. Scopes are such as 
 notifications:read, addresses, recipients:*, or * for everything; an unknown one is refused with the list of all.\n\n\
 Examples:
   A key for an application that sends and asks what became of it:
-    herald keys create --name orders --scope notifications:create --scope notifications:read
+    herald keys create --name orders \\
+      --scope notifications:create notifications:read
 
   Which there are, and one less:
     herald keys list
