@@ -140,10 +140,7 @@ fn check(name: &str, scopes: &[String]) -> Result<(), Problem> {
         );
         errors.push(FieldError::new("/name", detail));
     }
-    if !(1..=MOST_SCOPES).contains(&scopes.len()) {
-        let detail = format!("must have 1 to {MOST_SCOPES} scopes");
-        errors.push(FieldError::new("/scopes", detail));
-    } else {
+    if (1..=MOST_SCOPES).contains(&scopes.len()) {
         errors.extend(scopes.iter().enumerate().filter_map(|(index, scope)| {
             let error = scope.parse::<Scopes>().err()?;
             Some(FieldError::new(
@@ -151,6 +148,9 @@ fn check(name: &str, scopes: &[String]) -> Result<(), Problem> {
                 error.to_string(),
             ))
         }));
+    } else {
+        let detail = format!("must have 1 to {MOST_SCOPES} scopes");
+        errors.push(FieldError::new("/scopes", detail));
     }
     if errors.is_empty() {
         Ok(())

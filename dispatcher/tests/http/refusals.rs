@@ -61,7 +61,7 @@ async fn unknown_fields_are_refused_by_name_wherever_they_are() {
 async fn an_unknown_group_is_named_with_what_it_might_have_been() {
     let server = Server::start().await;
     let errors = wrong(&server, |body| {
-        body["recipients"][0] = json!({"group": "bord"})
+        body["recipients"][0] = json!({"group": "bord"});
     })
     .await;
     assert_eq!(errors[0].0, "/recipients/0/group");
