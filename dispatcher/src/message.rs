@@ -442,14 +442,26 @@ impl Step {
 #[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case")]
 pub enum Suppression {
-    /// The address is on the suppression list.
+    /// The address is on the suppression list, by somebody's will.
     OptedOut,
+    /// The address is on the suppression list, since a provider refused it for good.
+    AddressGone,
     /// The same business event was told to this recipient already.
     Duplicate,
     /// No channel of the routing has an address of this recipient.
     NoAddress,
     /// The recipient is not in the directory.
     UnknownRecipient,
+}
+
+impl Suppression {
+    /// What an entry of the suppression list means, given its reason, which may be in anybody's words.
+    pub fn of_list(reason: &str) -> Self {
+        match reason.parse() {
+            Ok(Self::AddressGone) => Self::AddressGone,
+            _ => Self::OptedOut,
+        }
+    }
 }
 
 /// Why an attempt did not succeed, in a form that can be counted and read.

@@ -1,6 +1,6 @@
 //! Dry runs: what would be sent, to whom, and how it would look.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -40,7 +40,7 @@ pub struct DryRun {
     /// Messages that would go out, by channel (`namespace/name`): one to somebody who is in by id and by the same bare
     /// address, if the person is among those looked at.
     pub channels: BTreeMap<String, u64>,
-    /// Messages that would not go out, by reason: `opted-out`, `no-address`, `unknown-recipient`.
+    /// Messages that would not go out, by reason: `opted-out`, `address-gone`, `no-address`, `unknown-recipient`.
     pub suppressed: BTreeMap<String, u64>,
     /// Text message parts of the samples; absent if none is a text message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,10 +233,10 @@ impl Walk<'_> {
             .collect();
         let namespace = &self.request.namespace;
         let answers = self.api.store.suppressed(namespace, &endpoints).await?;
-        let suppressed: HashSet<(&str, &str)> = endpoints
+        let suppressed: HashMap<(&str, &str), Suppression> = endpoints
             .into_iter()
             .zip(answers)
-            .filter_map(|(endpoint, is)| is.then_some(endpoint))
+            .filter_map(|(endpoint, reason)| Some((endpoint, reason?)))
             .collect();
         for (id, address, recipient) in people {
             let locale = match recipient {
@@ -250,10 +250,11 @@ impl Walk<'_> {
                 locale,
             };
             let mut rows = Vec::new();
-            let is_suppressed =
-                |medium: Medium, endpoint: &str| suppressed.contains(&(medium.as_str(), endpoint));
+            let suppressed = |medium: Medium, endpoint: &str| {
+                suppressed.get(&(medium.as_str(), endpoint)).copied()
+            };
             let now = self.request.accepted_at;
-            routes.rows(&self.request.id, &person, now, is_suppressed, &mut rows);
+            routes.rows(&self.request.id, &person, now, suppressed, &mut rows);
             for row in rows {
                 let place = (Arc::clone(&row.channel), Arc::clone(&row.endpoint));
                 if !row.recipient.is_empty() {

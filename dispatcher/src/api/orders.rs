@@ -268,6 +268,7 @@ async fn dead_letters(
         from: query.from,
         until: query.until,
         ids: Vec::new(),
+        mandatory: Vec::new(),
     };
     let paging = page::paging(query.limit, query.cursor)?;
     let page = api.store.dead_letters(&namespace, &filter, &paging).await?;
@@ -324,6 +325,7 @@ impl DeadLetters {
             from: self.from,
             until: self.until,
             ids: ids?,
+            mandatory: Vec::new(),
         };
         Ok((filter, limit))
     }
@@ -351,7 +353,7 @@ struct Replayed {
 struct NotReplayed {
     /// The delivery.
     delivery: String,
-    /// `cancelled`, or `sensitive`: its parameters were blanked.
+    /// `cancelled`; `sensitive`: its parameters were blanked; `address-gone` or `opted-out`: its address is suppressed.
     reason: String,
     /// The same for people.
     detail: String,
@@ -365,6 +367,10 @@ impl NotReplayed {
                 "sensitive",
                 "its notification has ended and had sensitive parameters, which were blanked: send it anew, or discard it",
             ),
+            Refusal::Suppressed(reason) => (
+                <&'static str>::from(*reason),
+                "its address is suppressed: take it off with DELETE …/suppressions/{medium}/{address}, or discard it",
+            ),
         };
         Self {
             delivery: delivery.to_string(),
@@ -374,12 +380,23 @@ impl NotReplayed {
     }
 }
 
+/// The templates of a namespace that go out to suppressed addresses, too.
+fn mandatory(api: &Api, namespace: &str) -> Vec<String> {
+    let declared = api.catalog.current();
+    let of_namespace = declared.templates.iter().filter_map(|(name, template)| {
+        let (of, short) = name.split_once('/')?;
+        (of == namespace && template.resource.spec.mandatory).then(|| short.to_owned())
+    });
+    of_namespace.collect()
+}
+
 /// Replay dead letters: each is released again, with its next round.
 ///
 /// The body says which; `{}` means all.
 ///
 /// Those of cancelled notifications are not, nor those with sensitive parameters once their notification has ended: what
-/// they would say is stored nowhere. The answer names them.
+/// they would say is stored nowhere; nor those to suppressed addresses, unless the template is mandatory. The answer
+/// names them.
 #[utoipa::path(
     post, path = "/v1/namespaces/{ns}/dead-letters/replay", tag = "Dead letters",
     params(("ns" = String, Path, description = "Namespace")),
@@ -393,7 +410,8 @@ async fn replay(
     JsonBody(body): JsonBody<DeadLetters>,
 ) -> Result<Json<Replayed>, Problem> {
     caller.require(Scope::DeadLetters)?;
-    let (filter, limit) = body.filter(&namespace)?;
+    let (mut filter, limit) = body.filter(&namespace)?;
+    filter.mandatory = mandatory(&api, &namespace);
     let now = Timestamp::now();
     let replayed = api.store.replay(&namespace, &filter, limit, now).await?;
     api.control.rows_changed();

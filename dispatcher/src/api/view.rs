@@ -200,7 +200,7 @@ pub struct Delivery {
     pub priority: Priority,
     /// Its state.
     pub state: State,
-    /// What the state is due to: `opted-out`, `duplicate`, `no-address`, `smtp-550`, …
+    /// What the state is due to: `opted-out`, `address-gone`, `duplicate`, `no-address`, `smtp-550`, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What the provider said last when it did not send.

@@ -246,26 +246,19 @@ impl Fanout {
                     .push(index);
             }
         }
-        let mut unwanted = vec![false; rows.len()];
+        let mut unwanted = vec![None; rows.len()];
         for (namespace, indices) in by_namespace {
             let addresses: Vec<(&str, &str)> = indices
                 .iter()
                 .map(|i| (medium, &*rows[*i].0.endpoint))
                 .collect();
             let answers = self.store.suppressed(&namespace, &addresses).await?;
-            for (index, is_suppressed) in indices.into_iter().zip(answers) {
-                unwanted[index] = is_suppressed;
+            for (index, reason) in indices.into_iter().zip(answers) {
+                unwanted[index] = reason;
             }
         }
-        drop_marked(rows, &unwanted, |row| {
-            fanned.end(
-                row,
-                priority,
-                now,
-                Step::Suppressed {
-                    reason: Suppression::OptedOut,
-                },
-            );
+        drop_marked(rows, &unwanted, |row, reason| {
+            fanned.end(row, priority, now, Step::Suppressed { reason });
         });
         Ok(())
     }
@@ -305,7 +298,7 @@ impl Fanout {
                 Err(failure) => failures.push((index, failure.clone())),
             }
         }
-        let mut duplicate = vec![false; rows.len()];
+        let mut duplicate = vec![None; rows.len()];
         for ((namespace, template, window), indices) in by_template {
             let claims: Vec<_> = indices
                 .iter()
@@ -330,22 +323,20 @@ impl Fanout {
                 .claim(&namespace, &template, &claims, window, now)
                 .await?;
             for (index, is_owner) in indices.into_iter().zip(owned) {
-                duplicate[index] = !is_owner;
+                duplicate[index] = (!is_owner).then_some(Suppression::Duplicate);
             }
         }
         let mut failures: HashMap<i64, Failure> = failures
             .into_iter()
             .map(|(index, failure)| {
-                duplicate[index] = true;
+                duplicate[index] = Some(Suppression::Duplicate);
                 (rows[index].0.row, failure)
             })
             .collect();
-        drop_marked(rows, &duplicate, |row| {
+        drop_marked(rows, &duplicate, |row, reason| {
             let step = match failures.remove(&row.row) {
                 Some(failure) => failed(failure),
-                None => Step::Suppressed {
-                    reason: Suppression::Duplicate,
-                },
+                None => Step::Suppressed { reason },
             };
             fanned.end(row, priority, now, step);
         });
@@ -513,15 +504,15 @@ fn failed(error: Failure) -> Step {
 /// Removes the rows marked, keeping the order of the others.
 fn drop_marked(
     rows: &mut Vec<(Waiting, Arc<Prepared>)>,
-    marked: &[bool],
-    mut dropped: impl FnMut(&Waiting),
+    marked: &[Option<Suppression>],
+    mut dropped: impl FnMut(&Waiting, Suppression),
 ) {
     let mut marks = marked.iter();
     rows.retain(|(row, _)| {
-        let is_marked = marks.next().copied().unwrap_or(false);
-        if is_marked {
-            dropped(row);
+        let mark = marks.next().copied().flatten();
+        if let Some(reason) = mark {
+            dropped(row, reason);
         }
-        !is_marked
+        mark.is_none()
     });
 }

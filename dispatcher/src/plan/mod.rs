@@ -312,7 +312,7 @@ impl Plan {
                     &request.id,
                     &person,
                     request.accepted_at,
-                    |_, _| false,
+                    |_, _| None,
                     &mut rows,
                 );
             }

@@ -1,6 +1,6 @@
 //! Who and where: members are resolved in steps by a cursor, each step a short transaction; what is short shares one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::vec;
 
@@ -13,7 +13,7 @@ use super::sources::{Source, sources};
 use crate::catalog::{Catalog, FullName};
 use crate::fanout::definitions::{DefinitionError, Definitions, Groups};
 use crate::id::{self, NotificationId};
-use crate::message::{DefinitionHash, Request};
+use crate::message::{DefinitionHash, Request, Suppression};
 use crate::metrics::{Metrics, NamespaceClass};
 use crate::store::{
     Cursor, Directory, Member, NewDelivery, ResolveStep, Store, StoreError, Unresolved,
@@ -372,15 +372,17 @@ impl Resolver {
         let mut suppressed = Suppressed::new();
         for (namespace, endpoints) in asked {
             let answers = self.store.suppressed(namespace, &endpoints).await?;
-            let is = endpoints.into_iter().zip(answers).filter(|(_, is)| *is);
-            suppressed.extend(is.map(|((medium, endpoint), _)| (namespace, medium, endpoint)));
+            let listed = endpoints.into_iter().zip(answers);
+            suppressed.extend(listed.filter_map(|((medium, endpoint), reason)| {
+                Some(((namespace, medium, endpoint), reason?))
+            }));
         }
         Ok(suppressed)
     }
 }
 
-/// Namespace, medium, endpoint.
-type Suppressed<'a> = HashSet<(&'a str, &'a str, &'a str)>;
+/// Namespace, medium, endpoint, and why it is suppressed.
+type Suppressed<'a> = HashMap<(&'a str, &'a str, &'a str), Suppression>;
 
 impl Ready<'_> {
     /// The source of the next step; `None`: there is none left.
@@ -425,8 +427,9 @@ fn rows(ready: &Ready<'_>, found: &[Found], suppressed: &Suppressed<'_>) -> Vec<
         ..
     } = ready;
     let request = &unresolved.request;
-    let is_suppressed = |medium: Medium, endpoint: &str| {
-        suppressed.contains(&(&*request.namespace, medium.as_str(), endpoint))
+    let suppressed = |medium: Medium, endpoint: &str| {
+        let endpoint = (&*request.namespace, medium.as_str(), endpoint);
+        suppressed.get(&endpoint).copied()
     };
     let mut rows = Vec::with_capacity(found.len() * routes.channels.len().max(1));
     for found in found {
@@ -436,7 +439,7 @@ fn rows(ready: &Ready<'_>, found: &[Found], suppressed: &Suppressed<'_>) -> Vec<
             locale: &found.locale,
         };
         let due = *at + spread(request, found);
-        routes.rows(&request.id, &person, due, is_suppressed, &mut rows);
+        routes.rows(&request.id, &person, due, suppressed, &mut rows);
     }
     rows
 }

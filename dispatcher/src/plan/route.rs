@@ -63,13 +63,13 @@ impl Routes {
         })
     }
 
-    /// The rows of somebody. `is_suppressed` says whether an endpoint is on the suppression list.
+    /// The rows of somebody. `suppressed` says whether an endpoint is on the suppression list, and why.
     pub fn rows(
         &self,
         notification: &NotificationId,
         person: &Person<'_>,
         due: jiff::Timestamp,
-        is_suppressed: impl Fn(Medium, &str) -> bool,
+        suppressed: impl Fn(Medium, &str) -> Option<Suppression>,
         rows: &mut Vec<NewDelivery>,
     ) {
         let nobody = |reason| row(notification, person, &Arc::from(""), "", due, Some(reason));
@@ -81,8 +81,12 @@ impl Routes {
         let before = rows.len();
         let mut refused = None;
         for (channel, medium, endpoint) in self.endpoints(address) {
-            if !self.mandatory && is_suppressed(medium, endpoint) {
-                let reason = Some(Suppression::OptedOut);
+            let reason = if self.mandatory {
+                None
+            } else {
+                suppressed(medium, endpoint)
+            };
+            if reason.is_some() {
                 let refusal = row(notification, person, channel, endpoint, due, reason);
                 match self.strategy {
                     Strategy::All => rows.push(refusal),
@@ -165,12 +169,20 @@ mod tests {
             locale: "",
         };
         let mut rows = Vec::new();
-        let is_suppressed = |_, endpoint: &str| suppressed.contains(&endpoint);
+        let suppressed = |_, endpoint: &str| {
+            let is_gone = endpoint.starts_with("gone@");
+            let reason = if is_gone {
+                Suppression::AddressGone
+            } else {
+                Suppression::OptedOut
+            };
+            suppressed.contains(&endpoint).then_some(reason)
+        };
         routes.rows(
             &NotificationId::random(),
             &person,
             Timestamp::UNIX_EPOCH,
-            is_suppressed,
+            suppressed,
             &mut rows,
         );
         rows.into_iter()
@@ -228,6 +240,17 @@ mod tests {
             &suppressed,
         );
         assert_eq!(found, [opted_out("shop/mail")]);
+        let gone = Address {
+            email: Some("gone@b.example".to_owned()),
+            ..only_mail.clone()
+        };
+        let found = rows(
+            &routes(Strategy::All, false),
+            Some(&gone),
+            &["gone@b.example"],
+        );
+        let reason = Some(Suppression::AddressGone);
+        assert_eq!(found, [("shop/mail".to_owned(), reason)]);
         let found = rows(&routes(Strategy::All, true), Some(&only_mail), &suppressed);
         assert_eq!(found, [("shop/mail".to_owned(), None)]);
     }

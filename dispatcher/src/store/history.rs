@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use crate::id::{DeliveryId, NotificationId};
-use crate::message::Request;
+use crate::message::{Request, Suppression};
 
 /// The state of a delivery, ordered: within a round a later one never gives way to an earlier one.
 #[derive(
@@ -252,6 +252,8 @@ pub struct DeadLetterFilter {
     pub until: Option<Timestamp>,
     /// These deliveries alone; empty: all.
     pub ids: Vec<DeliveryId>,
+    /// Names of templates that go out to suppressed addresses, too; counts only in a replay.
+    pub mandatory: Vec<String>,
 }
 
 /// What became of a wish to replay dead letters.
@@ -271,6 +273,8 @@ pub enum Refusal {
     CalledBack,
     /// Its notification has ended and had sensitive parameters, so that what it would say is stored nowhere.
     Blanked,
+    /// Its address is on the suppression list, and its template is not mandatory.
+    Suppressed(Suppression),
 }
 
 /// A definition that was in force.

@@ -177,12 +177,13 @@ pub trait PlanStore {
         at: Timestamp,
     ) -> Result<u64, StoreError>;
 
-    /// Which of these addresses `(medium, address)` are on the suppression list of the namespace: one answer for each.
+    /// Which of these addresses `(medium, address)` are on the suppression list of the namespace, and why: one answer for
+    /// each; `None`: it is not.
     async fn suppressed(
         &self,
         namespace: &str,
         addresses: &[(&str, &str)],
-    ) -> Result<Vec<bool>, StoreError>;
+    ) -> Result<Vec<Option<Suppression>>, StoreError>;
 
     /// Which of these `(channel, address)` somebody of the directory has a row for in this notification of the namespace,
     /// whatever became of it: one answer for each.

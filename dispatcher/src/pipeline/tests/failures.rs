@@ -39,7 +39,11 @@ async fn a_failed_attempt_goes_to_the_next_provider_and_a_recipient_who_is_refus
     let again =
         json!({"template": "order", "recipients": [{"recipient": "gone"}], "parameters": {"n": 2}});
     let again = stages.send(again).await;
-    assert_eq!(stages.ended(&again).await[0].state, State::Suppressed);
+    let again = &stages.ended(&again).await[0];
+    assert_eq!(
+        (again.state, again.reason.as_deref()),
+        (State::Suppressed, Some("address-gone"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

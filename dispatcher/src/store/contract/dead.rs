@@ -7,8 +7,10 @@ use herald_crds::Priority;
 use super::history::{SHOP, Told, counts, failed, first, out, steps};
 use super::stages::{MAIL, at, delivery, event, release, request, sent, tell};
 use crate::id::DeliveryId;
-use crate::message::Request;
-use crate::store::{DeadLetterFilter, Refusal, Replayed, State, Turn};
+use crate::message::{Request, Suppression};
+use crate::store::{
+    DeadLetterFilter, PeopleStore, Refusal, Replayed, State, SuppressedAddress, Turn,
+};
 
 pub(crate) async fn dead_letters_are_found_by_channel_time_reason_and_id(store: &impl Told) {
     let waiting = out(store, &request("1"), 4).await;
@@ -251,6 +253,38 @@ pub(crate) async fn what_was_blanked_is_not_replayed_and_stands_in_nobodys_way(s
     assert_eq!((replayed.count, replayed.refused.len()), (0, 1));
     let dead = store.dead_letters(SHOP, &everything, &first(10)).await;
     assert_eq!(dead.unwrap().items.len(), 1, "it stays one");
+}
+
+pub(crate) async fn what_goes_to_a_suppressed_address_is_not_replayed_unless_it_is_mandatory(
+    store: &(impl Told + PeopleStore),
+) {
+    let request = request("1");
+    let waiting = out(store, &request, 1).await;
+    tell(
+        store,
+        vec![event(&waiting[0], 1, 20, failed(&waiting[0], 1, true))],
+    )
+    .await;
+    let listed = SuppressedAddress {
+        medium: "email".to_owned(),
+        address: waiting[0].endpoint.to_string(),
+        reason: "address-gone".to_owned(),
+        since: at(20),
+    };
+    store.suppress(SHOP, &listed).await.unwrap();
+    let everything = DeadLetterFilter::default();
+    let expected = Replayed {
+        count: 0,
+        refused: vec![(waiting[0].id, Refusal::Suppressed(Suppression::AddressGone))],
+    };
+    let replayed = store.replay(SHOP, &everything, 10, at(30)).await.unwrap();
+    assert_eq!(replayed, expected);
+    let mandatory = DeadLetterFilter {
+        mandatory: vec![request.template.to_string()],
+        ..DeadLetterFilter::default()
+    };
+    let replayed = store.replay(SHOP, &mandatory, 10, at(40)).await.unwrap();
+    assert_eq!((replayed.count, replayed.refused), (1, Vec::new()));
 }
 
 pub(crate) async fn a_discarded_dead_letter_stays_failed_and_is_none(store: &impl Told) {

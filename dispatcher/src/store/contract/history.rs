@@ -44,6 +44,7 @@ macro_rules! history_contract {
             dead_letters_are_found_by_channel_time_reason_and_id,
             a_replayed_dead_letter_is_ready_in_its_next_round,
             a_replayed_dead_letter_without_its_delivery_is_rendered_again,
+            what_goes_to_a_suppressed_address_is_not_replayed_unless_it_is_mandatory,
             what_was_called_back_is_not_replayed,
             what_was_blanked_is_not_replayed_and_stands_in_nobodys_way,
             a_discarded_dead_letter_stays_failed_and_is_none,

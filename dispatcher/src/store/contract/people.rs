@@ -9,6 +9,7 @@ use herald_crds::Address;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::id::NotificationId;
+use crate::message::Suppression;
 use crate::store::{
     ApiKey, Directory, HistoryError, Page, Paging, PeopleStore, PlanStore, Recipient,
     SuppressedAddress,
@@ -395,11 +396,16 @@ pub(crate) async fn a_suppressed_address_stays_so_until_it_is_taken_off(
     ];
     assert_eq!(
         store.suppressed(SHOP, &asked).await.unwrap(),
-        [true, false, false, true]
+        [
+            Some(Suppression::AddressGone),
+            None,
+            None,
+            Some(Suppression::OptedOut)
+        ]
     );
     assert_eq!(
         store.suppressed("other", &asked[..1]).await.unwrap(),
-        [false]
+        [None]
     );
 
     let first = store.suppressions(SHOP, &paging(2, None)).await.unwrap();
@@ -440,7 +446,7 @@ pub(crate) async fn a_suppressed_address_stays_so_until_it_is_taken_off(
             .await
             .unwrap()
     );
-    assert_eq!(store.suppressed(SHOP, &asked[..1]).await.unwrap(), [false]);
+    assert_eq!(store.suppressed(SHOP, &asked[..1]).await.unwrap(), [None]);
 }
 
 pub(crate) async fn a_schedule_remembers_what_fired_and_what_was_missed(store: &impl PeopleStore) {

@@ -556,7 +556,7 @@ pub(crate) async fn nobody_is_suppressed_until_somebody_is(store: &impl Stages) 
     let asked = [("email", "ann@mail.example"), ("email", "bob@mail.example")];
     assert_eq!(
         store.suppressed("shop", &asked).await.unwrap(),
-        [false, false]
+        [None, None]
     );
 }
 

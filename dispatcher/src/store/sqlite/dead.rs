@@ -7,6 +7,7 @@ use super::history::{select_deliveries, unanswered};
 use super::tally::Tally;
 use super::{SqliteStore, cursor, delivery_id, failed, json, millis};
 use crate::id::DeliveryId;
+use crate::message::Suppression;
 use crate::store::{
     DeadLetterFilter, DeliveryRecord, HistoryError, Page, Paging, Refusal, Replayed, State,
     StoreError,
@@ -41,34 +42,51 @@ const DEAD_BY_ID: &str = select_deliveries!(
     "AND (d.ended_at, d.row) < (?7, ?8) ORDER BY d.ended_at DESC, d.row DESC LIMIT ?9"
 );
 
-/// Of a dead letter: nobody waits for what was called back, and of what was sensitive nothing is kept once it has ended.
-macro_rules! cannot_be_replayed {
+/// Why the list suppresses a dead letter's address; NULL: it does not, or not for its template. `?7` is an array of the
+/// mandatory templates. An address is of one medium by its form, but for a phone's: of two entries the stricter holds.
+macro_rules! suppressed {
     () => {
-        "(n.cancelled_at IS NOT NULL OR n.sensitive = 1 AND n.ended_at IS NOT NULL) "
+        "(SELECT s.reason FROM suppressions AS s
+          WHERE s.namespace = ?1 AND s.address = d.endpoint
+              AND n.template NOT IN (SELECT m.value FROM json_each(?7) AS m) LIMIT 1)"
     };
 }
 
-/// Rows, their notifications' numbers and when they failed, oldest first; `?7` 1: only those that can be replayed; `?8` limit.
+/// Of a dead letter: nobody waits for what was called back, of what was sensitive nothing is kept once it has ended, and
+/// to a suppressed address nothing goes.
+macro_rules! cannot_be_replayed {
+    () => {
+        concat!(
+            "(n.cancelled_at IS NOT NULL OR n.sensitive = 1 AND n.ended_at IS NOT NULL OR ",
+            suppressed!(),
+            " IS NOT NULL) "
+        )
+    };
+}
+
+/// Rows, their notifications' numbers and when they failed, oldest first; `?8` 1: only those that can be replayed; `?9` limit.
 macro_rules! pick {
     ($($from:tt)*) => {
         concat!(
             "SELECT d.row, d.notification, d.ended_at FROM ",
             $($from)*,
             dead!(),
-            "AND NOT (?7 AND ",
+            "AND NOT (?8 AND ",
             cannot_be_replayed!(),
-            ") ORDER BY d.ended_at, d.row LIMIT ?8"
+            ") ORDER BY d.ended_at, d.row LIMIT ?9"
         )
     };
 }
 const PICK: &str = pick!("deliveries AS d ");
 const PICK_BY_ID: &str = pick!(by_ids!());
 
-/// Those that cannot be replayed, oldest first, and whether they were called back.
+/// Those that cannot be replayed, oldest first; whether they were called back, and why they are suppressed.
 macro_rules! refused {
     ($($from:tt)*) => {
         concat!(
-            "SELECT d.id, n.cancelled_at IS NOT NULL FROM ",
+            "SELECT d.id, n.cancelled_at IS NOT NULL, n.sensitive = 1 AND n.ended_at IS NOT NULL, ",
+            suppressed!(),
+            " FROM ",
             $($from)*,
             dead!(),
             "AND ?6 IS NOT NULL AND ",
@@ -133,6 +151,7 @@ impl SqliteStore {
             channel,
             reason: filter.reason.clone(),
             ids: json(&filter.ids),
+            mandatory: json(&filter.mandatory),
             by_id: !filter.ids.is_empty(),
         })
     }
@@ -216,21 +235,22 @@ impl SqliteStore {
     /// Which dead letters cannot be replayed, and why.
     async fn refused(&self, dead: Dead) -> Result<Vec<(DeliveryId, Refusal)>, StoreError> {
         let statement = if dead.by_id { REFUSED_BY_ID } else { REFUSED };
-        let rows: Vec<(Vec<u8>, bool)> = sqlx::query_as(statement)
+        let rows: Vec<(Vec<u8>, bool, bool, Option<String>)> = sqlx::query_as(statement)
             .bind(dead.namespace)
             .bind(dead.from)
             .bind(dead.until)
             .bind(dead.channel)
             .bind(dead.reason)
             .bind(dead.ids)
+            .bind(dead.mandatory)
             .fetch_all(&self.readers)
             .await
             .map_err(failed)?;
-        let refused = rows.into_iter().map(|(id, called_back)| {
-            let refusal = if called_back {
-                Refusal::CalledBack
-            } else {
-                Refusal::Blanked
+        let refused = rows.into_iter().map(|(id, called_back, blanked, listed)| {
+            let refusal = match listed {
+                _ if called_back => Refusal::CalledBack,
+                Some(reason) if !blanked => Refusal::Suppressed(Suppression::of_list(&reason)),
+                _ => Refusal::Blanked,
             };
             Ok((delivery_id(&id)?, refusal))
         });
@@ -275,6 +295,7 @@ struct Dead {
     channel: Option<i64>,
     reason: Option<String>,
     ids: String,
+    mandatory: String,
     by_id: bool,
 }
 
@@ -300,6 +321,7 @@ async fn pick(
         .bind(dead.channel)
         .bind(dead.reason)
         .bind(dead.ids)
+        .bind(dead.mandatory)
         .bind(only_wanted)
         .bind(limit as i64)
         .fetch_all(connection)

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{SqliteStore, failed, json, millis};
 use crate::id::{self, NotificationId};
+use crate::message::Suppression;
 use crate::store::{Directory, Member, Recipient, StoreError};
 
 /// By the directory: whoever has the address now, and of each the few deliveries of this notification, whose ids begin with
@@ -163,12 +164,12 @@ impl SqliteStore {
         &self,
         namespace: &str,
         addresses: &[(&str, &str)],
-    ) -> Result<Vec<bool>, StoreError> {
+    ) -> Result<Vec<Option<Suppression>>, StoreError> {
         if addresses.is_empty() || !self.suppressing.load(Ordering::Acquire) {
-            return Ok(vec![false; addresses.len()]);
+            return Ok(vec![None; addresses.len()]);
         }
-        sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM suppressions
+        let reasons: Vec<Option<String>> = sqlx::query_scalar(
+            "SELECT (SELECT reason FROM suppressions
                  WHERE namespace = ?1 AND address = (a.value ->> 1) AND medium = (a.value ->> 0))
              FROM json_each(?2) AS a ORDER BY a.key",
         )
@@ -176,7 +177,9 @@ impl SqliteStore {
         .bind(json(addresses))
         .fetch_all(&self.readers)
         .await
-        .map_err(failed)
+        .map_err(failed)?;
+        let of_list = |reason: Option<String>| reason.as_deref().map(Suppression::of_list);
+        Ok(reasons.into_iter().map(of_list).collect())
     }
 
     /// See [`PlanStore::reached`](crate::store::PlanStore::reached).

@@ -16,7 +16,7 @@ use super::record;
 use super::tally::Tally;
 use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, timestamp};
 use crate::id::{self, DeliveryId, NotificationId};
-use crate::message::{DefinitionHash, Request};
+use crate::message::{DefinitionHash, Request, Suppression};
 use crate::store::{
     Directory, MOST_NAMED, Member, NewDelivery, PlanStore, Planned, ResolveStep, State, StoreError,
     Unresolved,
@@ -324,7 +324,7 @@ impl PlanStore for SqliteStore {
         &self,
         namespace: &str,
         addresses: &[(&str, &str)],
-    ) -> Result<Vec<bool>, StoreError> {
+    ) -> Result<Vec<Option<Suppression>>, StoreError> {
         self.suppressed_among(namespace, addresses).await
     }
 
