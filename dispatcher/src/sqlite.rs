@@ -29,6 +29,10 @@ const CHECKPOINT_PAGES: &str = "4000";
 /// Bytes to which the write-ahead log's file is cut when it starts over.
 const LOG_BYTES: &str = "33554432";
 
+/// How often a lock is tried before its file counts as in use, and how long after another.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
@@ -115,11 +119,15 @@ pub(crate) fn lock(path: &Path) -> Result<File, OpenError> {
         Ok(file) => file,
         Err(source) => return Err(OpenError::Lock { path, source }),
     };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Lock { path, source }),
+    // A program that another thread is just starting has this process's files until it begins, a lock given up included.
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(OpenError::Lock { path, source }),
+        }
     }
+    Err(OpenError::InUse { path })
 }
 
 /// Opens the connection that writes; makes the file if there is none.
