@@ -26,8 +26,13 @@ test: lint docs test-unit test-e2e ## Everything a change has to pass.
 
 .PHONY: test-unit
 test-unit: ## The tests of every crate.
-	@scripts/need cargo
-	cargo test --workspace
+	@scripts/need cargo protoc pulsar postgresql
+	cargo test --workspace --all-features
+
+.PHONY: soak
+soak: ## What takes too long for every change: the broker killed ten times under load.
+	@scripts/need cargo protoc pulsar
+	cargo test -p herald-e2e --features pulsar --test pulsar -- --ignored --nocapture
 
 .PHONY: test-e2e
 test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP servers: the small size.
@@ -38,15 +43,15 @@ test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP 
 
 .PHONY: lint
 lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.
-	@scripts/need cargo cargo-deny
+	@scripts/need cargo cargo-deny protoc
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	$(HERALD_CACHE)/tools/bin/cargo-deny --log-level error check bans licenses sources
 
 .PHONY: docs
 docs: ## The crates' documentation with private items, since it is for those who change them: target/doc.
-	@scripts/need cargo
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@scripts/need cargo protoc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --all-features --no-deps --document-private-items
 
 .PHONY: bench
 bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.

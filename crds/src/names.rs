@@ -205,6 +205,16 @@ fn of_channel(channel: &str, what: &str) -> Topic {
     Topic(format!("{namespace}/ch.{name}.{what}").into())
 }
 
+/// The subscription that a topic has from its beginning; `None` for what is no topic of Herald's.
+pub fn subscription(topic: &Topic) -> Option<&'static str> {
+    Some(match topic.kind()? {
+        TopicKind::Requests(..) => PLAN_SUBSCRIPTION,
+        TopicKind::Deliveries(..) => DELIVER_SUBSCRIPTION,
+        TopicKind::Relay(..) => RELAY_SUBSCRIPTION,
+        TopicKind::Events(_) => RECORD_SUBSCRIPTION,
+    })
+}
+
 /// What a channel's Deployment, service account and other objects are called; at most 47 characters.
 ///
 /// `name` is the channel's own, without its namespace, in which these objects are.
@@ -260,6 +270,17 @@ mod tests {
         assert_eq!(all[0].as_str(), "herald-system/requests.direct.critical");
         let kind = TopicKind::Requests(Path::Stored, Priority::Low);
         assert_eq!(all[7].kind(), Some(kind));
+    }
+
+    #[test]
+    fn every_topic_has_its_subscription() {
+        let topics = all_requests().chain(of("shop/mail"));
+        let names: Vec<_> = topics.map(|topic| subscription(&topic).unwrap()).collect();
+        let count = |name| names.iter().filter(|other| **other == name).count();
+        assert_eq!(
+            ["plan", "deliver", "relay", "record"].map(count),
+            [8, 4, 2, 1]
+        );
     }
 
     #[test]
