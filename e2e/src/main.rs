@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use herald_e2e::environment::{self, Environment};
+use herald_e2e::process;
 
 mod bench;
 mod embedded;
 mod faults;
-mod process;
 mod run;
 mod server;
 mod showcase;
@@ -31,6 +32,51 @@ enum Command {
     Run(run::Options),
     /// Says which scenarios there are.
     List,
+    /// Starts Pulsar and PostgreSQL on this machine and leaves them running, for tests and scenarios.
+    Up(Up),
+    /// Ends what `up` started.
+    Down,
+    /// Says what `up` started, and whether it is still there.
+    Status,
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    /// Without Pulsar.
+    #[arg(long)]
+    no_pulsar: bool,
+    /// Without PostgreSQL.
+    #[arg(long)]
+    no_postgres: bool,
+    /// Neither waits for the disk: faster, and a power failure loses something.
+    #[arg(long)]
+    no_sync: bool,
+}
+
+async fn up(options: &Up) -> anyhow::Result<()> {
+    let environment = Environment::up(&environment::Options {
+        pulsar: !options.no_pulsar,
+        postgres: !options.no_postgres,
+        sync: !options.no_sync,
+        broker: Vec::new(),
+    })
+    .await?;
+    println!("{}", environment.describe());
+    Ok(())
+}
+
+fn down() -> anyhow::Result<()> {
+    let was_up = Environment::down()?;
+    println!("{}", if was_up { "ended" } else { "nothing was up" });
+    Ok(())
+}
+
+fn status() -> anyhow::Result<()> {
+    match Environment::running()? {
+        Some(environment) => println!("{}", environment.describe()),
+        None => anyhow::bail!("nothing is up: `herald-e2e up` starts it"),
+    }
+    Ok(())
 }
 
 #[tokio::main]
@@ -43,6 +89,9 @@ async fn main() -> ExitCode {
             run::list();
             Ok(())
         }
+        Command::Up(options) => up(&options).await,
+        Command::Down => down(),
+        Command::Status => status(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -145,12 +145,9 @@ pub fn need<S: AsRef<OsStr>>(what: &[S]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The Python that has what the sinks import.
-pub fn python() -> PathBuf {
-    if let Some(python) = std::env::var_os("HERALD_PYTHON") {
-        return python.into();
-    }
-    let cache = std::env::var_os("HERALD_CACHE").map_or_else(
+/// Where what was fetched or built once is kept.
+pub fn cache() -> PathBuf {
+    std::env::var_os("HERALD_CACHE").map_or_else(
         || {
             let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
             let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
@@ -159,8 +156,15 @@ pub fn python() -> PathBuf {
                 .join("herald")
         },
         PathBuf::from,
-    );
-    cache.join("python/bin/python")
+    )
+}
+
+/// The Python that has what the sinks import.
+pub fn python() -> PathBuf {
+    if let Some(python) = std::env::var_os("HERALD_PYTHON") {
+        return python.into();
+    }
+    cache().join("python/bin/python")
 }
 
 /// The program `herald`, of the profile that this one was built with. Under `cargo run` it is built first.

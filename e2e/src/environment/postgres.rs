@@ -1,0 +1,274 @@
+//! PostgreSQL on a temporary folder.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::group::Group;
+use super::progress;
+use crate::process;
+
+/// How long it may take until it answers.
+const START: Duration = Duration::from_secs(60);
+
+/// PostgreSQL, and where it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Postgres {
+    url: String,
+    server: Option<Server>,
+}
+
+/// What is needed to start it again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Server {
+    /// Its programs.
+    programs: PathBuf,
+    /// Its own folder.
+    folder: PathBuf,
+    log: PathBuf,
+    port: u16,
+    /// Whether a commit waits for the disk.
+    sync: bool,
+    guarded: bool,
+    group: Option<Group>,
+}
+
+impl Postgres {
+    pub(super) async fn start(folder: &Path, sync: bool, guarded: bool) -> anyhow::Result<Self> {
+        if let Ok(url) = std::env::var("HERALD_E2E_DATABASE_URL") {
+            progress("PostgreSQL: the one that HERALD_E2E_DATABASE_URL names");
+            return Ok(Self { url, server: None });
+        }
+        process::need(&["postgresql"])?;
+        let programs = programs()?;
+        let port = process::free_port()?;
+        let own = folder.join("postgres");
+        std::fs::create_dir(&own).context("cannot make PostgreSQL's folder")?;
+        if let Some((user, group)) = other_user()? {
+            std::os::unix::fs::chown(&own, Some(user), Some(group))
+                .context("cannot hand PostgreSQL its folder")?;
+        }
+        progress("PostgreSQL: a new database cluster");
+        let mut server = Server {
+            programs,
+            log: folder.join("postgres.log"),
+            folder: own,
+            port,
+            sync,
+            guarded,
+            group: None,
+        };
+        server.initialize()?;
+        server.start().await?;
+        server.create_database("herald")?;
+        let postgres = Self {
+            url: format!("postgres://herald@127.0.0.1:{port}/herald"),
+            server: Some(server),
+        };
+        progress(&postgres.describe());
+        Ok(postgres)
+    }
+
+    /// The database `herald`, for whoever may do everything in it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A new, empty database in the same server.
+    pub fn database(&self, name: &str) -> anyhow::Result<String> {
+        let server = self.server.as_ref().context("not in a given server")?;
+        server.create_database(name)?;
+        Ok(format!(
+            "postgres://herald@127.0.0.1:{}/{name}",
+            server.port
+        ))
+    }
+
+    /// SIGKILL, all of it. A given server stays.
+    pub fn kill(&mut self) {
+        if let Some(Server {
+            group: Some(group), ..
+        }) = &mut self.server
+        {
+            group.kill();
+        }
+    }
+
+    /// Stops it in its tracks: its connections stay, and nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(Server {
+            group: Some(group), ..
+        }) = &self.server
+        {
+            group.signal(signal);
+        }
+    }
+
+    /// Starts it again, with all it had.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        let server = self
+            .server
+            .as_mut()
+            .context("it was given: it cannot be restarted")?;
+        server.start().await
+    }
+
+    pub(super) fn leave(&mut self) -> anyhow::Result<()> {
+        if let Some(server) = &mut self.server {
+            server.guarded = false;
+            if let Some(group) = &mut server.group {
+                group.leave()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_none_or(|server| server.group.as_ref().is_some_and(Group::is_alive))
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let how = if self.is_alive() { "" } else { " (dead)" };
+        format!("PostgreSQL: {}{how}", self.url)
+    }
+}
+
+impl Server {
+    /// One of its programs, as a user who may run it.
+    fn program(&self, name: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(self.programs.join(name));
+        command.current_dir(&self.folder).env("LC_ALL", "C.UTF-8");
+        if let Some((user, group)) = other_user()? {
+            command.uid(user).gid(group);
+        }
+        Ok(command)
+    }
+
+    fn initialize(&self) -> anyhow::Result<()> {
+        let mut command = self.program("initdb")?;
+        command
+            .args([
+                "--username",
+                "herald",
+                "--auth",
+                "trust",
+                "--encoding",
+                "UTF8",
+                "--no-sync",
+            ])
+            .arg("--pgdata")
+            .arg(self.folder.join("data"));
+        run(&mut command)
+    }
+
+    async fn start(&mut self) -> anyhow::Result<()> {
+        let port = self.port.to_string();
+        let mut command = self.program("postgres")?;
+        command
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .arg("-k")
+            .arg(&self.folder)
+            .args([
+                "-p",
+                &port,
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "max_connections=300",
+            ]);
+        if !self.sync {
+            command.args(["-c", "fsync=off", "-c", "synchronous_commit=off"]);
+        }
+        let group = self
+            .group
+            .insert(Group::start(&mut command, &self.log, self.guarded)?);
+        let begin = Instant::now();
+        loop {
+            let ready = Command::new(self.programs.join("pg_isready"))
+                .args(["-q", "-h", "127.0.0.1", "-p", &port])
+                .status()
+                .context("cannot run pg_isready")?;
+            if ready.success() {
+                return Ok(());
+            }
+            if !group.is_alive() || begin.elapsed() > START {
+                bail!("PostgreSQL did not start; {} says why", self.log.display());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn create_database(&self, name: &str) -> anyhow::Result<()> {
+        let mut command = self.program("createdb")?;
+        command
+            .args(["-h", "127.0.0.1", "-U", "herald", "-p"])
+            .args([&self.port.to_string(), name]);
+        run(&mut command)
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        command.get_program().display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// The newest PostgreSQL of this machine.
+fn programs() -> anyhow::Result<PathBuf> {
+    let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
+        .context("PostgreSQL is not where Debian puts it")?
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    versions.sort();
+    let (_, newest) = versions.pop().context("there is no PostgreSQL")?;
+    Ok(newest)
+}
+
+/// Who runs PostgreSQL when this program is root, whom it refuses: user and group. `None`: this program's own user.
+fn other_user() -> anyhow::Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    let find = |wanted: &str| {
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(wanted)).then_some(())?;
+            let user = fields.nth(1)?.parse().ok()?;
+            Some((user, fields.next()?.parse().ok()?))
+        })
+    };
+    let user = find("postgres").or_else(|| find("nobody"));
+    user.map(Some)
+        .context("root has nobody else to run PostgreSQL as")
+}

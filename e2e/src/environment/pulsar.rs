@@ -1,0 +1,307 @@
+//! Pulsar, standalone, as it runs for users: with tokens, authorization, and no topic made by itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use herald_operator::pulsar_admin::{PulsarAdmin, Settings, Token};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::group::Group;
+use super::{Options, progress, token};
+use crate::process;
+
+/// How long it may take until it answers, on a busy machine.
+const START: Duration = Duration::from_secs(240);
+
+/// The role that may do everything.
+const ADMIN: &str = "herald-admin";
+
+/// The version that `scripts/need` fetches.
+const VERSION: &str = "4.0.8";
+
+/// What is bounded: 1.6 GB in all at most.
+const MEMORY: &str = "-Xms256m -Xmx512m -XX:MaxDirectMemorySize=512m";
+
+/// Pulsar, and where it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Pulsar {
+    service_url: String,
+    admin_url: String,
+    /// A superuser's token.
+    admin_token: String,
+    server: Option<Server>,
+}
+
+/// What is needed to start it again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Server {
+    /// The distribution.
+    home: PathBuf,
+    folder: PathBuf,
+    log: PathBuf,
+    /// What tokens are signed with.
+    key: Vec<u8>,
+    bookie: u16,
+    guarded: bool,
+    group: Option<Group>,
+}
+
+impl Pulsar {
+    pub(super) async fn start(
+        folder: &Path,
+        options: &Options,
+        guarded: bool,
+    ) -> anyhow::Result<Self> {
+        if let Ok(service_url) = std::env::var("HERALD_E2E_PULSAR_URL") {
+            progress("Pulsar: the one that HERALD_E2E_PULSAR_URL names");
+            return Ok(Self {
+                service_url,
+                admin_url: std::env::var("HERALD_E2E_PULSAR_ADMIN_URL")
+                    .context("HERALD_E2E_PULSAR_URL needs HERALD_E2E_PULSAR_ADMIN_URL beside it")?,
+                admin_token: std::env::var("HERALD_E2E_PULSAR_TOKEN").unwrap_or_default(),
+                server: None,
+            });
+        }
+        process::need(&["pulsar"])?;
+        let [service, web, bookie] = [(); 3].map(|()| process::free_port());
+        let (service, web) = (service?, web?);
+        let key: [u8; 32] = rand::random();
+        let mut server = Server {
+            home: process::cache().join(format!("pulsar-{VERSION}")),
+            folder: folder.join("pulsar"),
+            log: folder.join("pulsar.log"),
+            key: key.into(),
+            bookie: bookie?,
+            guarded,
+            group: None,
+        };
+        server.configure(service, web, options)?;
+        let admin_token = token::token(&server.key, ADMIN, None);
+        progress(&format!(
+            "Pulsar {VERSION}: starting, which takes half a minute"
+        ));
+        let begin = Instant::now();
+        server.spawn()?;
+        let mut pulsar = Self {
+            service_url: format!("pulsar://127.0.0.1:{service}"),
+            admin_url: format!("http://127.0.0.1:{web}"),
+            admin_token,
+            server: Some(server),
+        };
+        if let Err(error) = pulsar.ready().await {
+            pulsar.kill();
+            return Err(error);
+        }
+        progress(&format!(
+            "{}, after {:.0?}",
+            pulsar.describe(),
+            begin.elapsed()
+        ));
+        Ok(pulsar)
+    }
+
+    /// Where clients connect.
+    pub fn service_url(&self) -> &str {
+        &self.service_url
+    }
+
+    /// Where it is administered.
+    pub fn admin_url(&self) -> &str {
+        &self.admin_url
+    }
+
+    /// A superuser's token.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    /// A token for `role`, valid for so long; `None`: for ever. A given Pulsar's superuser is all there is.
+    pub fn token(&self, role: &str, valid: Option<Duration>) -> String {
+        match &self.server {
+            Some(server) => token::token(&server.key, role, valid),
+            None => self.admin_token.clone(),
+        }
+    }
+
+    /// Its admin API, as a superuser.
+    pub fn admin(&self) -> anyhow::Result<PulsarAdmin> {
+        let token = match &*self.admin_token {
+            "" => Token::None,
+            token => Token::Fixed(token.to_owned()),
+        };
+        Ok(PulsarAdmin::new(Settings {
+            url: self.admin_url.clone(),
+            token,
+            ca: None,
+            timeout: Duration::from_secs(30),
+        })?)
+    }
+
+    /// SIGKILL. A given one stays.
+    pub fn kill(&mut self) {
+        if let Some(Server {
+            group: Some(group), ..
+        }) = &mut self.server
+        {
+            group.kill();
+        }
+    }
+
+    /// Stops it in its tracks: its connections stay, and nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(Server {
+            group: Some(group), ..
+        }) = &self.server
+        {
+            group.signal(signal);
+        }
+    }
+
+    /// Starts it again where it was, with all it had, and returns when it answers.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        self.server
+            .as_mut()
+            .context("it was given: it cannot be restarted")?
+            .spawn()?;
+        self.ready().await
+    }
+
+    /// Waits until a message passes.
+    async fn ready(&self) -> anyhow::Result<()> {
+        let admin = self.admin()?;
+        let begin = Instant::now();
+        loop {
+            let outcome = admin.check_health().await;
+            let Err(error) = outcome else {
+                return Ok(());
+            };
+            if let Some(server) = &self.server
+                && (!self.is_alive() || begin.elapsed() > START)
+            {
+                bail!(
+                    "Pulsar did not start ({error}); {} says why",
+                    server.log.display()
+                );
+            }
+            if begin.elapsed() > START {
+                return Err(error.into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    pub(super) fn leave(&mut self) -> anyhow::Result<()> {
+        if let Some(server) = &mut self.server {
+            server.guarded = false;
+            if let Some(group) = &mut server.group {
+                group.leave()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_none_or(|server| server.group.as_ref().is_some_and(Group::is_alive))
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let how = if self.is_alive() { "" } else { " (dead)" };
+        format!("Pulsar: {} and {}{how}", self.service_url, self.admin_url)
+    }
+}
+
+impl Server {
+    /// The distribution's own configuration, and what differs.
+    fn configure(&self, service: u16, web: u16, options: &Options) -> anyhow::Result<()> {
+        std::fs::create_dir(&self.folder).context("cannot make Pulsar's folder")?;
+        let key = self.folder.join("key");
+        std::fs::write(&key, &self.key).context("cannot write Pulsar's key")?;
+        let token = token::token(&self.key, ADMIN, None);
+        let key = format!("file://{}", key.display());
+        let (service, web) = (service.to_string(), web.to_string());
+        let sync = options.sync.to_string();
+        let mut changes: Vec<(&str, &str)> = vec![
+            ("brokerServicePort", &service),
+            ("webServicePort", &web),
+            ("bindAddress", "127.0.0.1"),
+            ("advertisedAddress", "127.0.0.1"),
+            ("webSocketServiceEnabled", "false"),
+            ("journalSyncData", &sync),
+            ("allowAutoTopicCreation", "false"),
+            ("allowAutoSubscriptionCreation", "false"),
+            ("brokerDeleteInactiveTopicsEnabled", "false"),
+            ("acknowledgmentAtBatchIndexLevelEnabled", "true"),
+            // As a broker that is not standalone ships: positions are written down each second, not every ten.
+            ("managedLedgerDefaultMarkDeleteRateLimit", "1.0"),
+            // A quota that is reached shows within seconds instead of a minute.
+            ("backlogQuotaCheckIntervalInSeconds", "2"),
+            ("authenticationEnabled", "true"),
+            ("authorizationEnabled", "true"),
+            (
+                "authenticationProviders",
+                "org.apache.pulsar.broker.authentication.AuthenticationProviderToken",
+            ),
+            ("authenticationRefreshCheckSeconds", "2"),
+            ("superUserRoles", ADMIN),
+            ("tokenSecretKey", &key),
+            (
+                "brokerClientAuthenticationPlugin",
+                "org.apache.pulsar.client.impl.auth.AuthenticationToken",
+            ),
+        ];
+        let own = format!("token:{token}");
+        changes.push(("brokerClientAuthenticationParameters", &own));
+        changes.extend(options.broker.iter().map(|(key, value)| (&**key, &**value)));
+
+        let shipped = self.home.join("conf/standalone.conf");
+        let shipped = std::fs::read_to_string(&shipped)
+            .with_context(|| format!("cannot read {}", shipped.display()))?;
+        let is_changed = |line: &&str| {
+            line.split_once('=')
+                .is_some_and(|(key, _)| changes.iter().any(|(changed, _)| *changed == key.trim()))
+        };
+        let mut lines: Vec<String> = shipped
+            .lines()
+            .filter(|line| !is_changed(line))
+            .map(str::to_owned)
+            .collect();
+        lines.extend(changes.iter().map(|(key, value)| format!("{key}={value}")));
+        std::fs::write(self.folder.join("standalone.conf"), lines.join("\n"))
+            .context("cannot write Pulsar's configuration")
+    }
+
+    fn spawn(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(self.home.join("bin/pulsar"));
+        command
+            .args(["standalone", "--no-functions-worker", "--no-stream-storage"])
+            .args(["--bookkeeper-port", &self.bookie.to_string()])
+            .arg("--bookkeeper-dir")
+            .arg(self.folder.join("bookkeeper"))
+            .arg("--metadata-dir")
+            .arg(self.folder.join("metadata"))
+            .current_dir(&self.folder)
+            .env(
+                "PULSAR_STANDALONE_CONF",
+                self.folder.join("standalone.conf"),
+            )
+            .env("PULSAR_LOG_DIR", self.folder.join("logs"))
+            .env("PULSAR_MEM", MEMORY);
+        self.group = Some(Group::start(&mut command, &self.log, self.guarded)?);
+        Ok(())
+    }
+}
