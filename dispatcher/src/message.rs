@@ -274,7 +274,7 @@ pub struct Garbage {
     /// The topic it came from.
     pub topic: Arc<str>,
     /// Where it stood there.
-    pub message: u64,
+    pub message: MessageId,
     /// When it was found.
     #[serde(with = "millisecond::required")]
     pub at: Timestamp,
@@ -295,7 +295,7 @@ impl Garbage {
         let kept = &payload[..payload.len().min(Self::MOST_BYTES)];
         Self {
             topic: Arc::from(topic.as_str()),
-            message: message.0,
+            message,
             at: Timestamp::now(),
             reason: error.to_string(),
             length: payload.len(),

@@ -228,7 +228,7 @@ struct Position {
     /// Nothing that was published before this is missing: in seconds since 1970.
     at: i64,
     /// Of each channel, the message of its events that was read last; `None`: there was none.
-    read: BTreeMap<FullName, Option<u64>>,
+    read: BTreeMap<FullName, Option<MessageId>>,
 }
 
 impl Position {
@@ -350,10 +350,10 @@ impl Reader {
     }
 
     /// Reads along on a channel's events.
-    fn follow(&mut self, channel: FullName, after: Option<u64>, mark: Mark) {
+    fn follow(&mut self, channel: FullName, after: Option<MessageId>, mark: Mark) {
         self.marks.insert(Arc::clone(&channel), mark);
         self.position.read.insert(Arc::clone(&channel), after);
-        let tail = tail(Arc::clone(&self.api.broker), channel, after.map(MessageId));
+        let tail = tail(Arc::clone(&self.api.broker), channel, after);
         self.tails.push(tail.boxed());
     }
 
@@ -444,7 +444,7 @@ impl Reader {
             mark.reach(at, now);
         }
         // Who comes back has the last id that was said: so it stands where the whole message was.
-        self.position.read.insert(channel, Some(id.0));
+        self.position.read.insert(channel, Some(id));
         let last = shown.len().saturating_sub(1);
         for (index, outcome) in shown.into_iter().enumerate() {
             let Ok(mut event) = SseEvent::default().event("outcome").json_data(outcome) else {
@@ -525,9 +525,8 @@ impl Reader {
 }
 
 /// The newest message of a channel's events.
-async fn last(broker: &dyn Broker, channel: &str) -> Result<Option<u64>, BrokerError> {
-    let last = broker.last_message_id(&names::events(channel)).await?;
-    Ok(last.map(|id| id.0))
+async fn last(broker: &dyn Broker, channel: &str) -> Result<Option<MessageId>, BrokerError> {
+    broker.last_message_id(&names::events(channel)).await
 }
 
 /// What is read of a channel's events; ends with the broker.
@@ -577,7 +576,9 @@ mod tests {
     #[test]
     fn a_position_comes_back_from_its_id_and_anything_else_is_none() {
         let mut position = Position::default();
-        position.read.insert("shop/mail".into(), Some(7));
+        position
+            .read
+            .insert("shop/mail".into(), Some(MessageId::of_entry(7)));
         position.read.insert("shop/hooks".into(), None);
         let id = position.id().unwrap();
         assert_eq!(Position::read(&id), Some(position.clone()));
@@ -586,7 +587,8 @@ mod tests {
         }
         for number in 0..1000 {
             let name = format!("a-namespace/channel-{number}");
-            position.read.insert(name.into(), Some(number));
+            let id = Some(MessageId::of_entry(number));
+            position.read.insert(name.into(), id);
         }
         assert_eq!(position.id(), None, "too long to come back with");
     }

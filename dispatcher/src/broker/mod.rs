@@ -10,6 +10,8 @@ pub mod embedded;
 #[cfg(any(test, feature = "faults"))]
 #[doc(hidden)]
 pub mod faulty;
+#[cfg(feature = "pulsar")]
+pub mod pulsar;
 
 use std::sync::Arc;
 
@@ -17,10 +19,52 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use herald_crds::names::Topic;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-/// Where a message stands in its topic: later messages have greater ids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MessageId(pub u64);
+/// Where a message stands in its topic: later messages of one partition have greater ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, u32)", into = "(u64, u64, u32)")]
+pub struct MessageId {
+    /// The section of the topic's history that it is in; 0 where history has no sections.
+    pub ledger: u64,
+    /// Its number there.
+    pub entry: u64,
+    /// The partition it is in, from 0.
+    pub partition: u32,
+}
+
+impl MessageId {
+    /// The id of a message of a topic whose history is a single sequence.
+    pub const fn of_entry(entry: u64) -> Self {
+        Self {
+            ledger: 0,
+            entry,
+            partition: 0,
+        }
+    }
+}
+
+impl std::fmt::Display for MessageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.ledger, self.entry, self.partition)
+    }
+}
+
+impl From<(u64, u64, u32)> for MessageId {
+    fn from((ledger, entry, partition): (u64, u64, u32)) -> Self {
+        Self {
+            ledger,
+            entry,
+            partition,
+        }
+    }
+}
+
+impl From<MessageId> for (u64, u64, u32) {
+    fn from(id: MessageId) -> Self {
+        (id.ledger, id.entry, id.partition)
+    }
+}
 
 /// A message to be published.
 #[derive(Debug, Clone)]
@@ -101,7 +145,7 @@ pub trait Broker: Send + Sync + 'static {
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError>;
 
     /// Consumes a topic's subscription. Messages that another consumer held and did not acknowledge come again once
-    /// that consumer is dropped. `prefetch` bounds the messages held unacknowledged.
+    /// that consumer is dropped. `prefetch` bounds the messages received and unacknowledged; some more may be on their way.
     async fn subscribe(
         &self,
         topic: &Topic,

@@ -219,7 +219,7 @@ mod tests {
                 traceparent: None,
             },
             topic: Priority::Normal,
-            hold: Hold::new(MessageId(1), 1, Arc::new(Nobody), acknowledge),
+            hold: Hold::new(MessageId::of_entry(1), 1, Arc::new(Nobody), acknowledge),
             room: None,
         }
     }

@@ -213,7 +213,7 @@ spec:
             metrics: Arc::default(),
             timing: Arc::default(),
             recorded: Box::new(|channel| {
-                let (_, recorded) = watch::channel(Some(MessageId(u64::MAX)));
+                let (_, recorded) = watch::channel(Some(MessageId::of_entry(u64::MAX)));
                 (channel != "shop/behind").then_some(recorded)
             }),
         };

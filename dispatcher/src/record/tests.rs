@@ -118,7 +118,7 @@ async fn an_event_that_nobody_can_read_is_kept_with_its_bytes_and_counted() {
         reason: "no envelope".to_owned(),
     };
     let class = names::deliveries("shop/mail", Priority::High);
-    let told = Garbage::new(&class, MessageId(7), b"~ nor this", &garbage).told();
+    let told = Garbage::new(&class, MessageId::of_entry(7), b"~ nor this", &garbage).told();
     broker
         .publish(&topic, vec![found, told.clone(), told])
         .await

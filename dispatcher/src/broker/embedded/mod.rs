@@ -343,7 +343,7 @@ impl Broker for EmbeddedBroker {
         if self.inner.shared.closing.is_cancelled() {
             return Err(BrokerError::Closed);
         }
-        let after = after.map_or(0, |MessageId(id)| id);
+        let after = after.map_or(0, |id| id.entry);
         let queue = self.inner.queue(topic);
         Ok(Box::new(EmbeddedTail::new(
             Arc::clone(&self.inner),
@@ -355,7 +355,7 @@ impl Broker for EmbeddedBroker {
     /// Of a topic other than a channel's events, whose messages are all gone since before the start: some id that is
     /// not less.
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError> {
-        Ok(self.inner.queue(topic).last().map(MessageId))
+        Ok(self.inner.queue(topic).last().map(MessageId::of_entry))
     }
 }
 

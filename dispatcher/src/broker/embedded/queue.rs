@@ -224,7 +224,7 @@ impl Queue {
     pub(super) fn leaving(&self, consumer: u64, ids: &[MessageId]) -> Vec<u64> {
         let mut state = self.state();
         let mut leaving = Vec::with_capacity(ids.len());
-        for &MessageId(id) in ids {
+        for id in ids.iter().map(|id| id.entry) {
             if let Some(held) = state.held.get_mut(&id)
                 && held.consumer == consumer
                 && !held.leaving
@@ -391,7 +391,7 @@ impl Reading<'_> {
                 },
             );
             taken.push(Incoming {
-                id: MessageId(row.id),
+                id: MessageId::of_entry(row.id),
                 payload: row.payload,
             });
         }

@@ -52,7 +52,7 @@ impl EmbeddedTail {
         self.after = if more { read } else { read.max(last) };
         let rows = rows.into_iter();
         self.buffer.extend(rows.map(|row| Incoming {
-            id: MessageId(row.id),
+            id: MessageId::of_entry(row.id),
             payload: row.payload,
         }));
         Ok(())

@@ -565,7 +565,7 @@ async fn keep_garbage(
     for one in garbage {
         sqlx::query("INSERT INTO garbage VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING")
             .bind(one.topic)
-            .bind(one.message as i64)
+            .bind(one.message.to_string())
             .bind(millis(one.at))
             .bind(one.reason)
             .bind(one.length as i64)

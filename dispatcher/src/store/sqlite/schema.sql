@@ -155,7 +155,7 @@ CREATE TABLE orphans (
 -- Messages that nobody can read, the newest thousand, until the end of retention.
 CREATE TABLE garbage (
     topic TEXT NOT NULL, -- where it was found
-    message INTEGER NOT NULL, -- where it stood there
+    message TEXT NOT NULL, -- where it stood there: section:entry:partition
     at INTEGER NOT NULL,
     reason TEXT NOT NULL,
     length INTEGER NOT NULL, -- of the whole message

@@ -1,0 +1,229 @@
+//! What the client says, with what to do about it.
+
+use std::time::Duration;
+
+use herald_crds::names::{self, Topic};
+use pulsar::error::{ConnectionError, ConsumerError, ProducerError, ServiceDiscoveryError};
+use pulsar::proto::ServerError;
+use tokio::time::Instant;
+
+use super::Settings;
+use crate::broker::BrokerError;
+
+/// What went wrong, as far as it matters what to do about it.
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    kind: Kind,
+    text: String,
+}
+
+/// How long what just failed is not tried again: whoever waited for the attempt gets its outcome, and not one of their
+/// own, one after the other.
+const RECENT: Duration = Duration::from_millis(250);
+
+/// The last failure of something that many wait for.
+#[derive(Default)]
+pub(super) struct LastTrouble(Option<(Instant, Trouble)>);
+
+impl LastTrouble {
+    /// What it was, if it was just now.
+    pub(super) fn recent(&self) -> Result<(), Trouble> {
+        match &self.0 {
+            Some((at, trouble)) if at.elapsed() < RECENT => Err(trouble.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers it.
+    pub(super) fn note(&mut self, trouble: &Trouble) {
+        self.0 = Some((Instant::now(), trouble.clone()));
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The backlog quota is reached.
+    Full,
+    /// There is no such topic.
+    NoTopic,
+    /// There is no such subscription.
+    NoSubscription,
+    /// The role may not do this.
+    NotAllowed,
+    /// The token is not believed.
+    NotBelieved,
+    /// The connection was refused; the client keeps the reason to itself.
+    Refused,
+    Other,
+}
+
+impl Kind {
+    fn of(error: ServerError, text: Option<&str>) -> Self {
+        match error {
+            ServerError::ProducerBlockedQuotaExceededError
+            | ServerError::ProducerBlockedQuotaExceededException => Self::Full,
+            ServerError::TopicNotFound => Self::NoTopic,
+            ServerError::SubscriptionNotFound => Self::NoSubscription,
+            ServerError::AuthorizationError => Self::NotAllowed,
+            ServerError::AuthenticationError => Self::NotBelieved,
+            // What a broker that could not look it up, or was not asked in time, says of a missing one.
+            ServerError::MetadataError | ServerError::UnknownError if says_missing(text) => {
+                Self::NoTopic
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Trouble {
+    pub(super) fn other(text: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Other,
+            text: text.into(),
+        }
+    }
+
+    pub(super) fn of(error: &pulsar::Error) -> Self {
+        let kind = match server_error(error) {
+            Some((error, text)) => Kind::of(error, text),
+            None if is_refusal(error) => Kind::Refused,
+            None => Kind::Other,
+        };
+        Self {
+            kind,
+            text: error.to_string(),
+        }
+    }
+
+    /// The error of publishing to `topic`.
+    pub(super) fn publishing(self, settings: &Settings, topic: &Topic) -> BrokerError {
+        if self.kind == Kind::Full {
+            return BrokerError::Full {
+                reason: format!("the backlog quota of {topic} is reached"),
+            };
+        }
+        BrokerError::Publish {
+            topic: topic.clone(),
+            reason: self.advise(settings, topic, "produce"),
+        }
+    }
+
+    /// The error of anything else about `topic`.
+    pub(super) fn receiving(self, settings: &Settings, topic: &Topic) -> BrokerError {
+        BrokerError::Receive {
+            topic: topic.clone(),
+            reason: self.advise(settings, topic, "consume"),
+        }
+    }
+
+    fn advise(self, settings: &Settings, topic: &Topic, action: &str) -> String {
+        let Self { kind, text } = self;
+        let tenant = &settings.tenant;
+        match kind {
+            Kind::NoTopic => format!(
+                "persistent://{tenant}/{topic} does not exist: it is the operator that makes topics ({text})"
+            ),
+            Kind::NoSubscription => format!(
+                "persistent://{tenant}/{topic} has no subscription {}: it is the operator that makes topics with their subscriptions ({text})",
+                names::subscription(topic).unwrap_or("of that name")
+            ),
+            Kind::NotAllowed => format!(
+                "the token's role may not {action} on persistent://{tenant}/{topic}: grant it with `pulsar-admin topics grant-permission persistent://{tenant}/{topic} --role ROLE --actions {action}` ({text})"
+            ),
+            Kind::NotBelieved => format!(
+                "the token is not believed: is it this cluster's, and has it not expired? ({text})"
+            ),
+            Kind::Refused => format!(
+                "the connection to {} was refused: is the token this cluster's, has it not expired, and is the broker's certificate, if it has one, signed by an authority in the CA file? ({text})",
+                settings.url
+            ),
+            Kind::Full | Kind::Other => text,
+        }
+    }
+}
+
+/// Of all that can go wrong while connecting, what no further attempt would cure is told apart by this text alone.
+fn is_refusal(error: &pulsar::Error) -> bool {
+    error.to_string().contains("fatal error when connecting")
+}
+
+fn says_missing(text: Option<&str>) -> bool {
+    text.is_some_and(|text| text.contains("not found") || text.contains("does not exist"))
+}
+
+/// What the broker itself answered, wherever in the client it came to light.
+fn server_error(error: &pulsar::Error) -> Option<(ServerError, Option<&str>)> {
+    let connection = match error {
+        pulsar::Error::Connection(error)
+        | pulsar::Error::Producer(ProducerError::Connection(error))
+        | pulsar::Error::Consumer(ConsumerError::Connection(error))
+        | pulsar::Error::ServiceDiscovery(ServiceDiscoveryError::Connection(error)) => error,
+        pulsar::Error::ServiceDiscovery(ServiceDiscoveryError::Query(error, text)) => {
+            return error.map(|error| (error, text.as_deref()));
+        }
+        _ => return None,
+    };
+    match connection {
+        ConnectionError::PulsarError(error, text) => error.map(|error| (error, text.as_deref())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Token;
+    use super::*;
+
+    fn trouble(error: ServerError) -> Trouble {
+        let error = ConnectionError::PulsarError(Some(error), Some("said so".to_owned()));
+        Trouble::of(&pulsar::Error::Producer(ProducerError::Connection(error)))
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            url: "pulsar://broker.example".to_owned(),
+            tenant: "herald".to_owned(),
+            token: Token::None,
+            ca: None,
+            operation_timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn a_reached_quota_is_full_and_nothing_else_is() {
+        let topic = names::events("shop/mail");
+        for error in [
+            ServerError::ProducerBlockedQuotaExceededError,
+            ServerError::ProducerBlockedQuotaExceededException,
+        ] {
+            let error = trouble(error).publishing(&settings(), &topic);
+            assert!(matches!(error, BrokerError::Full { .. }), "{error}");
+        }
+        let error = trouble(ServerError::PersistenceError).publishing(&settings(), &topic);
+        assert!(matches!(error, BrokerError::Publish { .. }), "{error}");
+    }
+
+    #[test]
+    fn who_waited_for_an_attempt_gets_its_outcome() {
+        let mut last = LastTrouble::default();
+        assert!(last.recent().is_ok());
+        last.note(&trouble(ServerError::ServiceNotReady));
+        assert!(last.recent().is_err());
+        last.0 = last.0.map(|(at, trouble)| (at - RECENT, trouble));
+        assert!(last.recent().is_ok());
+    }
+
+    #[test]
+    fn an_error_says_what_to_do() {
+        let topic = names::events("shop/mail");
+        for (error, advice) in [
+            (ServerError::TopicNotFound, "the operator"),
+            (ServerError::AuthorizationError, "--actions consume"),
+            (ServerError::AuthenticationError, "expired"),
+            (ServerError::SubscriptionNotFound, "subscription record"),
+        ] {
+            let text = trouble(error).receiving(&settings(), &topic).to_string();
+            assert!(text.contains(advice) && text.contains("said so"), "{text}");
+        }
+    }
+}
