@@ -25,9 +25,14 @@ run: ## Starts Herald with a mail server and a webhook receiver of its own, send
 test: lint docs test-unit test-e2e ## Everything a change has to pass.
 
 .PHONY: test-unit
-test-unit: ## The tests of every crate.
+test-unit: ## The tests of every crate, but for those against Pulsar.
+	@scripts/need cargo
+	cargo test --workspace
+
+.PHONY: test-pulsar
+test-pulsar: ## The broker's contract suite, and what only shows when it breaks, against a real Pulsar.
 	@scripts/need cargo protoc pulsar postgresql
-	cargo test --workspace --all-features
+	cargo test -p herald-e2e --features pulsar --test pulsar
 
 .PHONY: soak
 soak: ## What takes too long for every change: the broker killed ten times under load.
