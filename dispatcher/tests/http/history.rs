@@ -138,7 +138,7 @@ async fn who_comes_back_too_late_is_told_since_when() {
 async fn who_was_in_a_queue_that_is_gone_begins_with_what_there_is() {
     let server = Server::start().await;
     let now = Timestamp::now().as_second();
-    let place = json!({"at": now, "read": {"shop/mail": 1_u64 << 60}}).to_string();
+    let place = json!({"at": now, "read": {"shop/mail": [0, 1_u64 << 60, 0]}}).to_string();
     let place = URL_SAFE_NO_PAD.encode(place);
     let body = order(&json!([{"address": {"email": "alice@shop.example"}}]));
     let sent = server.send_and_wait(&body).await;
