@@ -30,7 +30,7 @@ use crate::catalog::Catalog;
 use crate::catalog::folder::{FolderCatalog, ScanError};
 use crate::deliver::worker::Guards;
 use crate::id::FullName;
-use crate::metrics::{ChannelClass, Metrics, Operation};
+use crate::metrics::{ChannelClass, Metrics};
 use crate::pipeline::{self, Pipeline, Providers};
 use crate::provider::{self, credentials::Credentials, tls};
 use crate::store::sqlite::{self, SqliteStore};
@@ -366,7 +366,7 @@ async fn note_definitions(
                     }
                     Err(error) => {
                         failed = true;
-                        metrics.store_errors.get_or_create(&Operation { operation: "in_force" }).inc();
+                        metrics.store_failed("in_force");
                         tracing::warn!(%error, template = &**name, "a definition in force could not be noted");
                     }
                 }

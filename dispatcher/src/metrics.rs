@@ -138,6 +138,27 @@ metrics! {
 }
 
 impl Metrics {
+    /// Counts that the database failed to do something.
+    pub fn store_failed(&self, operation: &'static str) {
+        self.store_errors
+            .get_or_create(&Operation { operation })
+            .inc();
+    }
+
+    /// Counts that the broker failed to do something.
+    pub fn broker_failed(&self, operation: &'static str) {
+        self.broker_errors
+            .get_or_create(&Operation { operation })
+            .inc();
+    }
+
+    /// Counts a message that cannot be read, by the kind of its topic.
+    pub fn found_unreadable(&self, kind: &'static str) {
+        self.unreadable_messages
+            .get_or_create(&Operation { operation: kind })
+            .inc();
+    }
+
     /// The `OpenMetrics` text of everything.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);

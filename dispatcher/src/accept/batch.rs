@@ -13,7 +13,7 @@ use super::Accepted;
 use super::repeats::Ticket;
 use crate::broker::{Broker, BrokerError, Outgoing};
 use crate::message::{self, DefinitionHash};
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 
 /// Most bytes of one message, unless a single request has more.
 const MOST_BYTES: usize = 512 * 1024;
@@ -204,11 +204,7 @@ impl Publisher {
         let answer = match self.broker.publish(&self.topic, vec![message]).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                let operation = "publish_requests";
-                self.metrics
-                    .broker_errors
-                    .get_or_create(&Operation { operation })
-                    .inc();
+                self.metrics.broker_failed("publish_requests");
                 tracing::warn!(%error, requests = batch.queued.len(), "requests were not accepted");
                 Err(match error {
                     BrokerError::Full { reason } => NotPublished::Full { reason },

@@ -116,7 +116,7 @@ pub(super) async fn acknowledge(
                 if matches!(error, BrokerError::Closed) {
                     return;
                 }
-                worker.broker_error("acknowledge");
+                worker.shared.metrics.broker_failed("acknowledge");
                 tracing::warn!(channel = &*worker.channel, %error, "acknowledgements were refused, trying again");
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
@@ -178,7 +178,7 @@ async fn insist(worker: &Worker, topic: &Topic, messages: Vec<Outgoing>) {
     }
     let mut pause = Duration::from_millis(50);
     while let Err(error) = worker.broker.publish(topic, messages.clone()).await {
-        worker.broker_error("publish_outcomes");
+        worker.shared.metrics.broker_failed("publish_outcomes");
         tracing::warn!(channel = &*worker.channel, %error, "outcomes have no receipt yet, trying again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, Incoming, Outgoing, Sharing};
 use crate::message::{self, Bundle, DecodeError, Garbage};
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 
 /// Messages a relay holds unacknowledged.
 const PREFETCH: usize = 64;
@@ -88,9 +88,7 @@ async fn relay_messages(
             }
             Err(error) => {
                 tracing::error!(channel, %error, "a message in the relay cannot be read and is put aside");
-                let operation = "relay";
-                let unreadable = &metrics.unreadable_messages;
-                unreadable.get_or_create(&Operation { operation }).inc();
+                metrics.found_unreadable("relay");
                 let garbage = Garbage::new(&topic, id, &payload, &error);
                 broker
                     .publish(&names::events(channel), vec![garbage.told()])

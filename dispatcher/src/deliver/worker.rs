@@ -34,7 +34,7 @@ use super::retry::{self, Next};
 use crate::broker::Broker;
 use crate::id::FullName;
 use crate::message::{Delivery, Step};
-use crate::metrics::{ChannelClass, Metrics, Operation};
+use crate::metrics::{ChannelClass, Metrics};
 use crate::provider::Provider;
 use crate::timing::Timing;
 
@@ -99,7 +99,7 @@ pub struct Worker {
     providers: Vec<NamedProvider>,
     breakers: Mutex<Vec<Breaker>>,
     rate: Rate,
-    shared: Shared,
+    pub(super) shared: Shared,
     pub(super) broker: Arc<dyn Broker>,
     pub(super) ledger: Arc<Ledger>,
     queues: Mutex<Queues>,
@@ -247,14 +247,6 @@ impl Worker {
 
     pub(super) fn queues(&self) -> MutexGuard<'_, Queues> {
         lock(&self.queues)
-    }
-
-    pub(super) fn broker_error(&self, operation: &'static str) {
-        self.shared
-            .metrics
-            .broker_errors
-            .get_or_create(&Operation { operation })
-            .inc();
     }
 
     pub(super) fn count_retry(&self, class: Priority) {

@@ -9,7 +9,6 @@ use super::{Channels, Work};
 use crate::broker::{BrokerError, Outgoing};
 use crate::catalog::{DeclaredProblem, FullName, Snapshot};
 use crate::message::{self, Event, Events, Failure, Step};
-use crate::metrics::Operation;
 use crate::store::{Overdue, StoreError};
 
 /// Deliveries ended in one step.
@@ -41,12 +40,10 @@ impl Channels {
             Ok(more) => more,
             Err(error) => {
                 let metrics = &self.shared.metrics;
-                let errors = match &error {
-                    EndError::Store(_) => &metrics.store_errors,
-                    EndError::Broker(_) => &metrics.broker_errors,
-                };
-                let operation = "end_channel";
-                errors.get_or_create(&Operation { operation }).inc();
+                match &error {
+                    EndError::Store(_) => metrics.store_failed("end_channel"),
+                    EndError::Broker(_) => metrics.broker_failed("end_channel"),
+                }
                 tracing::warn!(%error, "what waits for deleted channels could not be ended, trying again later");
                 false
             }

@@ -30,7 +30,7 @@ use crate::message::{
     self, DecodeError, DefinitionHash, Delivery, Direct, DirectDelivery, Event, Events, Garbage,
     Request, Requests, Step, To,
 };
-use crate::metrics::{Metrics, NamespaceClass, Operation};
+use crate::metrics::{Metrics, NamespaceClass};
 use crate::store::{NewDelivery, Planned, Store, StoreError, Waiting};
 use crate::waiting::Lanes;
 
@@ -139,12 +139,7 @@ impl Plan {
                 };
                 let ended: Result<(), BrokerError> = ended.await;
                 if let Err(error) = ended {
-                    self.metrics
-                        .broker_errors
-                        .get_or_create(&Operation {
-                            operation: "receive_requests",
-                        })
-                        .inc();
+                    self.metrics.broker_failed("receive_requests");
                     tracing::warn!(%error, "taking requests was interrupted, beginning again");
                 }
                 tokio::time::sleep(Duration::from_millis(250)).await;
@@ -164,11 +159,7 @@ impl Plan {
                 Err(error) => {
                     let bytes = message.payload.len();
                     tracing::error!(%error, bytes, "a request cannot be read and is put aside");
-                    let operation = Operation {
-                        operation: "requests",
-                    };
-                    let unreadable = &self.metrics.unreadable_messages;
-                    unreadable.get_or_create(&operation).inc();
+                    self.metrics.found_unreadable("requests");
                     garbage.push(Garbage::new(topic, message.id, &message.payload, &error));
                     continue;
                 }
@@ -482,10 +473,7 @@ impl Plan {
     }
 
     fn store_error(&self, operation: &'static str, error: &StoreError) {
-        self.metrics
-            .store_errors
-            .get_or_create(&Operation { operation })
-            .inc();
+        self.metrics.store_failed(operation);
         tracing::warn!(operation, %error, "the database failed, trying again");
     }
 }

@@ -17,7 +17,7 @@ use tracing::Instrument;
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
 use crate::id::FullName;
 use crate::message::{self, DecodeError, Event, Events, Garbage, Step};
-use crate::metrics::{ChannelReason, Metrics, Operation};
+use crate::metrics::{ChannelReason, Metrics};
 use crate::store::{Store, SuppressedAddress};
 use crate::waiting::Lanes;
 
@@ -57,7 +57,7 @@ impl Recorder {
         let recording = async {
             loop {
                 if let Err(error) = self.record().await {
-                    self.broker_error("receive_events");
+                    self.metrics.broker_failed("receive_events");
                     tracing::warn!(channel = &*self.channel, %error, "recording was interrupted, beginning again");
                 }
                 tokio::time::sleep(Duration::from_millis(250)).await;
@@ -114,18 +114,14 @@ impl Recorder {
         match message::decode(&message.payload) {
             Ok(events) => Read::Events(events),
             Err(error @ DecodeError::Newer { .. }) => {
-                self.broker_error("read_events");
+                self.metrics.broker_failed("read_events");
                 tracing::error!(channel = &*self.channel, %error, "an event waits for a program that can read it");
                 Read::Newer
             }
             Err(error @ DecodeError::Garbage { .. }) => {
                 let bytes = message.payload.len();
                 tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is put aside");
-                let operation = Operation {
-                    operation: "events",
-                };
-                let unreadable = &self.metrics.unreadable_messages;
-                unreadable.get_or_create(&operation).inc();
+                self.metrics.found_unreadable("events");
                 let topic = names::events(&self.channel);
                 Read::Events(Events {
                     garbage: vec![Garbage::new(&topic, message.id, &message.payload, &error)],
@@ -135,23 +131,11 @@ impl Recorder {
         }
     }
 
-    fn broker_error(&self, operation: &'static str) {
-        self.metrics
-            .broker_errors
-            .get_or_create(&Operation { operation })
-            .inc();
-    }
-
     /// Writes until it is written: an event is acknowledged only then.
     async fn insist(&self, events: &[Events]) {
         let mut pause = Duration::from_millis(100);
         while let Err(error) = self.store.record(&self.channel, events).await {
-            self.metrics
-                .store_errors
-                .get_or_create(&Operation {
-                    operation: "record",
-                })
-                .inc();
+            self.metrics.store_failed("record");
             tracing::warn!(channel = &*self.channel, %error, "events cannot be recorded, trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));
@@ -224,12 +208,7 @@ impl Recorder {
             since,
         };
         if let Err(error) = self.store.suppress(namespace, &suppressed).await {
-            self.metrics
-                .store_errors
-                .get_or_create(&Operation {
-                    operation: "suppress",
-                })
-                .inc();
+            self.metrics.store_failed("suppress");
             tracing::warn!(%error, "an address that is gone could not be suppressed");
         }
     }

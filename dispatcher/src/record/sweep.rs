@@ -14,7 +14,7 @@ use crate::broker::{Broker, MessageId, Outgoing};
 use crate::catalog::Catalog;
 use crate::deliver::load::Loads;
 use crate::message::{self, Events};
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 use crate::store::{Overdue, Store, StoreError};
 use crate::timing::Timing;
 use crate::waiting::Lanes;
@@ -61,10 +61,7 @@ impl Sweep {
             loop {
                 tokio::time::sleep(self.timing.sweep).await;
                 if let Err(error) = self.sweep().await {
-                    self.metrics
-                        .store_errors
-                        .get_or_create(&Operation { operation: "sweep" })
-                        .inc();
+                    self.metrics.store_failed("sweep");
                     tracing::warn!(%error, "the sweep could not look, trying again later");
                 }
             }

@@ -7,6 +7,7 @@ use super::*;
 use crate::broker::Outgoing;
 use crate::broker::embedded::{self, EmbeddedBroker};
 use crate::id::{DeliveryId, NotificationId};
+use crate::metrics::Operation;
 use crate::store::sqlite::{self, SqliteStore};
 
 /// How long anything may take before a test gives up.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Snapshot};
 use crate::id::FullName;
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
 /// Rows made ready in one transaction.
@@ -145,8 +145,7 @@ pub async fn wake(
         loop {
             let declared = Arc::clone(&changes.borrow_and_update());
             if let Err(error) = wake_some(&declared).await {
-                let operation = Operation { operation: "wake" };
-                metrics.store_errors.get_or_create(&operation).inc();
+                metrics.store_failed("wake");
                 tracing::warn!(%error, "what rests cannot be woken, trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -188,10 +187,7 @@ pub async fn ripen(
                     let _ = tokio::time::timeout(wait.max(Duration::from_millis(5)), woken).await;
                 }
                 Err(error) => {
-                    metrics
-                        .store_errors
-                        .get_or_create(&Operation { operation: "ripen" })
-                        .inc();
+                    metrics.store_failed("ripen");
                     tracing::warn!(%error, "the waiting room cannot be looked into, trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }

@@ -15,7 +15,7 @@ use crate::deliver::ledger::Ledger;
 use crate::fanout::{FannedOut, Fanout, bundle};
 use crate::id::DeliveryId;
 use crate::message::{self, Events};
-use crate::metrics::{ChannelClass, ChannelReason, Metrics, Operation};
+use crate::metrics::{ChannelClass, ChannelReason, Metrics};
 use crate::store::{Chunk, Store, StoreError, Turn, Unreadable};
 use crate::timing::Timing;
 
@@ -98,17 +98,10 @@ impl Release {
                     }
                 }
                 Err(error) => {
-                    let operation = Operation {
-                        operation: "release",
-                    };
                     match &error {
-                        ReleaseError::Store(_) => {
-                            self.metrics.store_errors.get_or_create(&operation).inc()
-                        }
-                        ReleaseError::Broker(_) => {
-                            self.metrics.broker_errors.get_or_create(&operation).inc()
-                        }
-                    };
+                        ReleaseError::Store(_) => self.metrics.store_failed("release"),
+                        ReleaseError::Broker(_) => self.metrics.broker_failed("release"),
+                    }
                     tracing::warn!(channel = &*self.channel, %error, "a chunk could not be released, trying again");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }

@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, Snapshot};
 use crate::deliver::ledger::Ledger;
 use crate::id::FullName;
 use crate::message::{self, Control, Events};
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 
 /// Keeps the events of one channel in line with what is suspended.
 pub struct Suspended {
@@ -81,10 +81,7 @@ impl Suspended {
     }
 
     async fn wait_after(&self, error: &BrokerError) {
-        let operation = Operation {
-            operation: "tell_suspended",
-        };
-        self.metrics.broker_errors.get_or_create(&operation).inc();
+        self.metrics.broker_failed("tell_suspended");
         let channel = &**self.ledger.channel();
         tracing::warn!(channel, %error, "suspended templates could not be told, trying again");
         tokio::time::sleep(Duration::from_millis(500)).await;

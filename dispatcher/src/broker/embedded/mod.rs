@@ -36,7 +36,7 @@ use self::queue::{Known, Queue, Row};
 use self::tail::EmbeddedTail;
 use self::worker::{Command, Worker};
 use super::{Broker, BrokerError, Consumer, MessageId, Outgoing, Sharing, Tail};
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 use crate::sqlite::{self, Settings};
 
 pub use crate::sqlite::OpenError;
@@ -260,10 +260,7 @@ impl Inner {
 impl Shared {
     fn failed(&self, operation: &'static str) {
         if let Some(metrics) = &self.metrics {
-            metrics
-                .broker_errors
-                .get_or_create(&Operation { operation })
-                .inc();
+            metrics.broker_failed(operation);
         }
     }
 

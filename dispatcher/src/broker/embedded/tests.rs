@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::broker::Incoming;
 use crate::broker::contract::Subject;
+use crate::metrics::Operation;
 
 struct Embedded {
     folder: TempDir,

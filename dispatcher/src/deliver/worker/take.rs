@@ -15,7 +15,6 @@ use crate::broker::{BrokerError, Incoming, MessageId, Outgoing, Sharing};
 use crate::deliver::outcomes::Finished;
 use crate::deliver::queue::{Acknowledgement, Held, Hold};
 use crate::message::{self, Bundle, DecodeError, Delivery, Garbage};
-use crate::metrics::Operation;
 
 /// Messages of one class that a pod holds unacknowledged.
 const PREFETCH: usize = 64;
@@ -49,7 +48,7 @@ impl Worker {
             let room = Arc::new(Semaphore::new(self.room()));
             loop {
                 if let Err(error) = self.consume(class, &room, acknowledge, finished).await {
-                    self.broker_error("receive");
+                    self.shared.metrics.broker_failed("receive");
                     tracing::warn!(%class, %error, "the consumer ended, beginning again");
                 }
                 // Another consumer may have these now.
@@ -170,11 +169,7 @@ impl Worker {
             }
             DecodeError::Garbage { .. } => {
                 tracing::error!(%error, bytes = payload.len(), "a message that is none of ours is put aside");
-                let operation = Operation {
-                    operation: "deliveries",
-                };
-                let unreadable = &self.shared.metrics.unreadable_messages;
-                unreadable.get_or_create(&operation).inc();
+                self.shared.metrics.found_unreadable("deliveries");
                 let garbage = Garbage::new(topic, id, &payload, error);
                 let events = names::events(&self.channel);
                 self.broker.publish(&events, vec![garbage.told()]).await
