@@ -268,6 +268,20 @@ pub struct Events {
     pub garbage: Vec<Garbage>,
 }
 
+impl Events {
+    /// Outcomes in one message at the most: as many as a bundle has deliveries.
+    const MOST_OUTCOMES: usize = Bundle::MAX_DELIVERIES;
+
+    /// Outcomes that carry no delivery, in as few messages as may be.
+    pub fn of_outcomes(outcomes: &[Event]) -> Vec<Self> {
+        let some = |some: &[Event]| Self {
+            outcomes: some.to_vec(),
+            ..Self::default()
+        };
+        outcomes.chunks(Self::MOST_OUTCOMES).map(some).collect()
+    }
+}
+
 /// A message that is none of Herald's, or was damaged: kept, so that somebody may find out what it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Garbage {

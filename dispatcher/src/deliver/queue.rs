@@ -175,12 +175,10 @@ impl Queues {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-    use herald_crds::render::Rendered;
-
     use super::*;
     use crate::broker::BrokerError;
-    use crate::id::NotificationId;
+    use crate::provider::fixtures;
+    use async_trait::async_trait;
 
     struct Nobody;
 
@@ -192,32 +190,9 @@ mod tests {
     }
 
     fn held(who: &str) -> Held {
-        let notification = NotificationId::from_key("shop", "test", who);
-        let now = Timestamp::now();
         let (acknowledge, _) = mpsc::unbounded_channel();
         Held {
-            delivery: Delivery {
-                id: DeliveryId::new(&notification, who, "shop/mail", 0, who, 0),
-                notification,
-                namespace: Arc::from("shop"),
-                template: Arc::from("order"),
-                recipient: Arc::from(who),
-                endpoint: Arc::from(who),
-                priority: Priority::Normal,
-                accepted_at: now,
-                ready_at: now,
-                released_at: now,
-                expires_at: None,
-                round: 0,
-                attempt: 1,
-                tried: 0,
-                provider: None,
-                content: Rendered::Sms {
-                    text: "hello".to_owned(),
-                },
-                sensitive: false,
-                traceparent: None,
-            },
+            delivery: fixtures::delivery(who, fixtures::mail()),
             topic: Priority::Normal,
             hold: Hold::new(MessageId::of_entry(1), 1, Arc::new(Nobody), acknowledge),
             room: None,

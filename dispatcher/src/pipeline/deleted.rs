@@ -14,9 +14,6 @@ use crate::store::{Overdue, StoreError};
 /// Deliveries ended in one step.
 pub(super) const END: usize = 1_000;
 
-/// Outcomes in one message.
-const OUTCOMES: usize = 100;
-
 #[derive(Debug, thiserror::Error)]
 enum EndError {
     #[error(transparent)]
@@ -114,13 +111,8 @@ impl Channels {
                 address_gone: false,
             },
         };
-        let told: Vec<Events> = out
-            .chunks(OUTCOMES)
-            .map(|some| Events {
-                outcomes: some.iter().map(failed).collect(),
-                ..Events::default()
-            })
-            .collect();
+        let ended: Vec<Event> = out.iter().map(failed).collect();
+        let told = Events::of_outcomes(&ended);
         let messages = told.iter().map(message::encode).map(Outgoing::at_once);
         let topic = names::events(channel);
         let published = self.parts.broker.publish(&topic, messages.collect()).await;

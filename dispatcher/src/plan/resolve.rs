@@ -237,21 +237,18 @@ impl Resolver {
         sources: &[Source],
         at: Timestamp,
     ) -> Result<u64, StoreError> {
+        let in_sql = async |directory: Directory<'_>| {
+            self.store
+                .count_members(&request.namespace, &directory, at)
+                .await
+        };
         let mut count = 0;
         for source in sources {
             count += match source {
                 Source::People(people) => people.len() as u64,
                 Source::Addresses(addresses) => addresses.len() as u64,
-                Source::Managed(group) => {
-                    self.store
-                        .count_members(&request.namespace, &Directory::Managed(group), at)
-                        .await?
-                }
-                Source::Labels(labels) => {
-                    self.store
-                        .count_members(&request.namespace, &Directory::Labels(labels), at)
-                        .await?
-                }
+                Source::Managed(group) => in_sql(Directory::Managed(group)).await?,
+                Source::Labels(labels) => in_sql(Directory::Labels(labels)).await?,
             };
         }
         Ok(count)
@@ -297,10 +294,12 @@ impl Resolver {
         let namespace = &*ready.unresolved.request.namespace;
         let after = cursor.after.as_ref();
         let done = ready.done();
-        let members = async |directory: Directory<'_>| {
-            self.store
+        let in_sql = async |directory: Directory<'_>| -> Result<Vec<Found>, StoreError> {
+            let members = self
+                .store
                 .members(namespace, &directory, ready.at, after, STEP)
-                .await
+                .await?;
+            Ok(members.into_iter().map(Found::member).collect())
         };
         let found: Vec<Found> = match source {
             Source::Addresses(addresses) => {
@@ -311,16 +310,8 @@ impl Resolver {
                 let of_this = listed.take(ready.part(people).len());
                 of_this.map(Found::member).collect()
             }
-            Source::Managed(group) => members(Directory::Managed(group))
-                .await?
-                .into_iter()
-                .map(Found::member)
-                .collect(),
-            Source::Labels(labels) => members(Directory::Labels(labels))
-                .await?
-                .into_iter()
-                .map(Found::member)
-                .collect(),
+            Source::Managed(group) => in_sql(Directory::Managed(group)).await?,
+            Source::Labels(labels) => in_sql(Directory::Labels(labels)).await?,
         };
         let listed = |length: usize| {
             let done = done + found.len();

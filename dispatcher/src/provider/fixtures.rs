@@ -1,4 +1,4 @@
-//! What the providers' tests share.
+//! What the tests of providers, and of what delivers through them, share.
 
 use std::collections::BTreeMap;
 use std::path::Path;

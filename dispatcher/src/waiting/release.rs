@@ -19,9 +19,6 @@ use crate::metrics::{ChannelClass, ChannelReason, Metrics};
 use crate::store::{Chunk, Store, StoreError, Turn, Unreadable};
 use crate::timing::Timing;
 
-/// Outcomes in one message.
-const OUTCOMES: usize = 100;
-
 /// Releases one channel.
 pub struct Release {
     /// Its full name.
@@ -226,13 +223,8 @@ impl Release {
             .fanned_out
             .get_or_create(&labels)
             .inc_by(fanned.deliveries.len() as u64);
-        let ended = fanned.ended.chunks(OUTCOMES).map(|outcomes| {
-            let events = Events {
-                outcomes: outcomes.to_vec(),
-                ..Events::default()
-            };
-            Outgoing::at_once(message::encode(&events))
-        });
+        let ended = Events::of_outcomes(&fanned.ended);
+        let ended = ended.iter().map(message::encode).map(Outgoing::at_once);
         self.publish(&names::events(&self.channel), ended.collect())
             .await?;
         let most = bundle::most(channel.spec.rate_limit.as_ref());

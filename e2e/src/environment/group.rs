@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,59 @@ impl Group {
             let _ = guard.kill();
             let _ = guard.wait();
         }
+    }
+}
+
+/// A server's processes from one start to the next.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// What the server prints goes here.
+    pub log: PathBuf,
+    /// Whether it dies with this program.
+    guarded: bool,
+    /// `None` before the first start.
+    group: Option<Group>,
+}
+
+impl Kept {
+    /// Nothing is started yet.
+    pub fn new(log: PathBuf, guarded: bool) -> Self {
+        Self {
+            log,
+            guarded,
+            group: None,
+        }
+    }
+
+    /// Starts `command`, in place of what there was.
+    pub fn start(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        self.group = Some(Group::start(command, &self.log, self.guarded)?);
+        Ok(())
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.kill();
+        }
+    }
+
+    /// Sends all of it a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(group) = &self.group {
+            group.signal(signal);
+        }
+    }
+
+    /// Lets it outlive this program, also when it is started again.
+    pub fn leave(&mut self) -> anyhow::Result<()> {
+        self.guarded = false;
+        self.group.as_mut().map_or(Ok(()), Group::leave)
+    }
+
+    /// Whether it is there.
+    pub fn is_alive(&self) -> bool {
+        self.group.as_ref().is_some_and(Group::is_alive)
     }
 }
 

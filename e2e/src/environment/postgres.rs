@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::group::Group;
+use super::group::Kept;
 use super::progress;
 use crate::process;
 
@@ -30,12 +30,10 @@ struct Server {
     programs: PathBuf,
     /// Its own folder.
     folder: PathBuf,
-    log: PathBuf,
     port: u16,
     /// Whether a commit waits for the disk.
     sync: bool,
-    guarded: bool,
-    group: Option<Group>,
+    kept: Kept,
 }
 
 impl Postgres {
@@ -56,12 +54,10 @@ impl Postgres {
         progress("PostgreSQL: a new database cluster");
         let mut server = Server {
             programs,
-            log: folder.join("postgres.log"),
             folder: own,
             port,
             sync,
-            guarded,
-            group: None,
+            kept: Kept::new(folder.join("postgres.log"), guarded),
         };
         server.initialize()?;
         server.start().await?;
@@ -91,11 +87,8 @@ impl Postgres {
 
     /// SIGKILL, all of it. A given server stays.
     pub fn kill(&mut self) {
-        if let Some(Server {
-            group: Some(group), ..
-        }) = &mut self.server
-        {
-            group.kill();
+        if let Some(server) = &mut self.server {
+            server.kept.kill();
         }
     }
 
@@ -110,11 +103,8 @@ impl Postgres {
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(Server {
-            group: Some(group), ..
-        }) = &self.server
-        {
-            group.signal(signal);
+        if let Some(server) = &self.server {
+            server.kept.signal(signal);
         }
     }
 
@@ -129,19 +119,15 @@ impl Postgres {
     }
 
     pub(super) fn leave(&mut self) -> anyhow::Result<()> {
-        if let Some(server) = &mut self.server {
-            server.guarded = false;
-            if let Some(group) = &mut server.group {
-                group.leave()?;
-            }
+        match &mut self.server {
+            Some(server) => server.kept.leave(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        self.server
-            .as_ref()
-            .is_none_or(|server| server.group.as_ref().is_some_and(Group::is_alive))
+        let server = self.server.as_ref();
+        server.is_none_or(|server| server.kept.is_alive())
     }
 
     pub(super) fn describe(&self) -> String {
@@ -197,9 +183,7 @@ impl Server {
         if !self.sync {
             command.args(["-c", "fsync=off", "-c", "synchronous_commit=off"]);
         }
-        let group = self
-            .group
-            .insert(Group::start(&mut command, &self.log, self.guarded)?);
+        self.kept.start(&mut command)?;
         let begin = Instant::now();
         loop {
             let ready = Command::new(self.programs.join("pg_isready"))
@@ -209,8 +193,9 @@ impl Server {
             if ready.success() {
                 return Ok(());
             }
-            if !group.is_alive() || begin.elapsed() > START {
-                bail!("PostgreSQL did not start; {} says why", self.log.display());
+            if !self.kept.is_alive() || begin.elapsed() > START {
+                let log = self.kept.log.display();
+                bail!("PostgreSQL did not start; {log} says why");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -9,7 +9,7 @@ use herald_operator::pulsar_admin::{PulsarAdmin, Settings, Token};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::group::Group;
+use super::group::Kept;
 use super::{Options, progress, token};
 use crate::process;
 
@@ -41,12 +41,10 @@ struct Server {
     /// The distribution.
     home: PathBuf,
     folder: PathBuf,
-    log: PathBuf,
     /// What tokens are signed with.
     key: Vec<u8>,
     bookie: u16,
-    guarded: bool,
-    group: Option<Group>,
+    kept: Kept,
 }
 
 impl Pulsar {
@@ -72,11 +70,9 @@ impl Pulsar {
         let mut server = Server {
             home: process::cache().join(format!("pulsar-{VERSION}")),
             folder: folder.join("pulsar"),
-            log: folder.join("pulsar.log"),
             key: key.into(),
             bookie: bookie?,
-            guarded,
-            group: None,
+            kept: Kept::new(folder.join("pulsar.log"), guarded),
         };
         server.configure(service, web, options)?;
         let admin_token = token::token(&server.key, ADMIN, None);
@@ -142,11 +138,8 @@ impl Pulsar {
 
     /// SIGKILL. A given one stays.
     pub fn kill(&mut self) {
-        if let Some(Server {
-            group: Some(group), ..
-        }) = &mut self.server
-        {
-            group.kill();
+        if let Some(server) = &mut self.server {
+            server.kept.kill();
         }
     }
 
@@ -161,11 +154,8 @@ impl Pulsar {
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(Server {
-            group: Some(group), ..
-        }) = &self.server
-        {
-            group.signal(signal);
+        if let Some(server) = &self.server {
+            server.kept.signal(signal);
         }
     }
 
@@ -193,7 +183,7 @@ impl Pulsar {
             {
                 bail!(
                     "Pulsar did not start ({error}); {} says why",
-                    server.log.display()
+                    server.kept.log.display()
                 );
             }
             if begin.elapsed() > START {
@@ -204,19 +194,15 @@ impl Pulsar {
     }
 
     pub(super) fn leave(&mut self) -> anyhow::Result<()> {
-        if let Some(server) = &mut self.server {
-            server.guarded = false;
-            if let Some(group) = &mut server.group {
-                group.leave()?;
-            }
+        match &mut self.server {
+            Some(server) => server.kept.leave(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        self.server
-            .as_ref()
-            .is_none_or(|server| server.group.as_ref().is_some_and(Group::is_alive))
+        let server = self.server.as_ref();
+        server.is_none_or(|server| server.kept.is_alive())
     }
 
     pub(super) fn describe(&self) -> String {
@@ -301,7 +287,6 @@ impl Server {
             )
             .env("PULSAR_LOG_DIR", self.folder.join("logs"))
             .env("PULSAR_MEM", MEMORY);
-        self.group = Some(Group::start(&mut command, &self.log, self.guarded)?);
-        Ok(())
+        self.kept.start(&mut command)
     }
 }

@@ -293,14 +293,7 @@ impl WaitingStore for SqliteStore {
         let mut concerned = BTreeSet::new();
         let mut after = 0;
         loop {
-            let open: Vec<(i64, Vec<u8>)> = sqlx::query_as(OPEN_OF_TEMPLATE)
-                .bind(namespace.to_owned())
-                .bind(template.to_owned())
-                .bind(after)
-                .bind(SWEEP)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(failed)?;
+            let open = self.open_of_template(namespace, template, after).await?;
             let Some((last, _)) = open.last() else {
                 break;
             };
@@ -371,14 +364,7 @@ impl WaitingStore for SqliteStore {
         let mut recalled = Recalled::default();
         let mut after = 0;
         loop {
-            let open: Vec<(i64, Vec<u8>)> = sqlx::query_as(OPEN_OF_TEMPLATE)
-                .bind(namespace.to_owned())
-                .bind(template.to_owned())
-                .bind(after)
-                .bind(SWEEP)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(failed)?;
+            let open = self.open_of_template(namespace, template, after).await?;
             let Some((last, _)) = open.last() else {
                 return Ok(recalled);
             };
@@ -572,6 +558,23 @@ impl SqliteStore {
             open: true,
         });
         Ok(heads.collect())
+    }
+
+    /// Numbers and ids of some notifications of a template that have not ended, after the one numbered `after`.
+    async fn open_of_template(
+        &self,
+        namespace: &str,
+        template: &str,
+        after: i64,
+    ) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+        sqlx::query_as(OPEN_OF_TEMPLATE)
+            .bind(namespace.to_owned())
+            .bind(template.to_owned())
+            .bind(after)
+            .bind(SWEEP)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)
     }
 
     fn named(&self, numbers: Vec<(i64, i64)>) -> Result<Vec<(Arc<str>, Priority)>, StoreError> {
