@@ -13,7 +13,8 @@ use herald_dispatcher::id::{DeliveryId, NotificationId, order};
 use herald_dispatcher::message::{Event, Events, Request, Step, SystemState, To};
 use herald_dispatcher::store::sqlite::{Options, SqliteStore};
 use herald_dispatcher::store::{
-    Chunk, Cursor, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting, WaitingStore,
+    Chunk, Cursor, Hold, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting,
+    WaitingStore,
 };
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -106,13 +107,14 @@ async fn alone(
         let Chunk {
             rows: mut chunk,
             next,
+            hold,
             ..
         } = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
         if chunk.is_empty() {
             break;
         }
         turn = next;
-        release(store, &chunk).await?;
+        release(hold, &chunk).await?;
         out.append(&mut chunk);
     }
     ensure!(out.len() == rows, "{} of {rows} rows came out", out.len());
@@ -146,9 +148,10 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         let mut released = 0;
         while released < rows {
             let turn = Turn::default();
-            let Chunk { rows: chunk, .. } =
-                store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
-            release(store, &chunk).await?;
+            let Chunk {
+                rows: chunk, hold, ..
+            } = store.chunk(CHANNEL, Priority::Normal, &turn, STEP).await?;
+            release(hold, &chunk).await?;
             released += chunk.len();
             for waiting in chunk {
                 out.send(waiting).await?;
@@ -216,9 +219,9 @@ fn deliveries(id: &NotificationId, people: &[Arc<str>]) -> Vec<NewDelivery> {
         .collect()
 }
 
-async fn release(store: &SqliteStore, chunk: &[Waiting]) -> Result<()> {
+async fn release(hold: Box<dyn Hold>, chunk: &[Waiting]) -> Result<()> {
     let rows: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
-    store.released(&rows, Timestamp::now()).await?;
+    hold.settle(&rows, &[], &[], Timestamp::now()).await?;
     Ok(())
 }
 

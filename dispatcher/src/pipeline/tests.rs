@@ -23,6 +23,7 @@ use crate::id::NotificationId;
 use crate::message::Delivery;
 use crate::metrics::Metrics;
 use crate::provider::{Outcome, Provider, Reason};
+use crate::store::contract::stages::settled;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{
     DeliveryRecord, HistoryStore, NotificationRecord, Paging, PeopleStore, Recipient, State, Store,
@@ -296,13 +297,8 @@ impl Stages {
         let store: &dyn Store = &*self.store;
         let class = Priority::Normal;
         let turn = crate::store::Turn::default();
-        let crate::store::Chunk { rows, .. } =
-            store.chunk("shop/mail", class, &turn, 10).await.unwrap();
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| (row.row, row.round, row.attempt))
-            .collect();
-        store.released(&rows, Timestamp::now()).await.unwrap();
+        let chunk = store.chunk("shop/mail", class, &turn, 10).await.unwrap();
+        settled(chunk, Timestamp::now()).await;
     }
 
     fn declare(&self, channel: &str) {

@@ -169,9 +169,9 @@ mod tests {
     use crate::broker::embedded::{self, EmbeddedBroker};
     use crate::catalog::folder::FolderCatalog;
     use crate::deliver::load::Load;
-    use crate::store::contract::stages::{planned, request, row};
+    use crate::store::contract::stages::{planned, request, row, settled};
     use crate::store::sqlite::{self, SqliteStore};
-    use crate::store::{Chunk, RecordStore, Turn, WaitingStore};
+    use crate::store::{RecordStore, Turn, WaitingStore};
 
     use super::*;
 
@@ -228,9 +228,8 @@ spec:
             planned(&*store, &request, &rows).await;
             let class = herald_crds::Priority::Normal;
             let turn = Turn::default();
-            let Chunk { rows: chunk, .. } = store.chunk(channel, class, &turn, n).await.unwrap();
-            let out: Vec<_> = chunk.iter().map(|w| (w.row, w.round, w.attempt)).collect();
-            store.released(&out, Timestamp::UNIX_EPOCH).await.unwrap();
+            let chunk = store.chunk(channel, class, &turn, n).await.unwrap();
+            settled(chunk, Timestamp::UNIX_EPOCH).await;
         }
         assert_eq!(sweep.sweep().await.unwrap(), 1);
         assert_eq!(store.unended().await.unwrap(), (1, BATCH as u64 + 1));

@@ -3,14 +3,27 @@
 //! One trait for each stage that needs SQL, so that a stage's needs can be read in one place. Every method is one short
 //! transaction (group-committed where the database is embedded), is repeated safely, and takes `now` rather than
 //! reading a clock.
+//!
+//! - `plan`, `waiting`, `record`, `history`, `people`: what each stage needs. `sqlite`: how it is done.
+//! - What databases do alike, pure: `fold`, how an event changes a row; `tally`, how many deliveries of a
+//!   notification are in which state; `turns`, how a chunk is divided; `trail`, how a trail is told; `asked`, what was
+//!   asked, as it is kept; `directory`, what changes with people; `cursor`, where a page begins; `columns`, the rest.
 
+mod asked;
+mod columns;
 #[cfg(test)]
 pub(crate) mod contract;
+mod cursor;
+mod directory;
+mod fold;
 mod history;
 mod people;
 mod plan;
 mod record;
 pub mod sqlite;
+mod tally;
+mod trail;
+mod turns;
 mod waiting;
 
 pub use history::*;

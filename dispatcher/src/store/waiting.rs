@@ -24,7 +24,7 @@ pub struct Turn {
 /// A row of the waiting room that is due.
 #[derive(Debug, Clone)]
 pub struct Waiting {
-    /// The store's own number of the row.
+    /// The store's own number of the row, as long as its chunk is held.
     pub row: i64,
     /// The delivery's id.
     pub id: DeliveryId,
@@ -48,7 +48,7 @@ pub struct Waiting {
     pub delivery: Option<Box<Delivery>>,
 }
 
-/// A row that is not what Herald wrote: it stands in nobody's way once it is [set aside](WaitingStore::set_aside).
+/// A row that is not what Herald wrote: it stands in nobody's way once its chunk is [settled](Hold::settle).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     /// The store's own number of the row.
@@ -57,8 +57,7 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Rows of one channel and class to release.
-#[derive(Debug, Clone, Default)]
+/// Rows of one channel and class on their way out.
 pub struct Chunk {
     /// The rows.
     pub rows: Vec<Waiting>,
@@ -66,6 +65,27 @@ pub struct Chunk {
     pub unreadable: Vec<Unreadable>,
     /// Whose turn it was.
     pub next: Turn,
+    /// Keeps them for the one who took them.
+    pub hold: Box<dyn Hold>,
+}
+
+/// Keeps the rows of a chunk for the one who took them, until it is settled. Dropped instead, or lost with the process or
+/// its connection, it leaves them ready, as if they had never been taken.
+#[async_trait]
+pub trait Hold: Send {
+    /// Says what became of the chunk's rows; those that have changed since it was taken are left alone, and those that are
+    /// not named stay ready.
+    ///
+    /// `left`, given by `(row, round, attempt)`, are marked as released. `resting` have not been released and are put to
+    /// rest: nothing looks at them until their template is [woken](WaitingStore::wake). `unreadable` end as failed
+    /// (`unreadable`): dead letters without their deliveries, which a replay renders again.
+    async fn settle(
+        self: Box<Self>,
+        left: &[(i64, u16, u16)],
+        resting: &[i64],
+        unreadable: &[Unreadable],
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 }
 
 /// How much waits, for `GET …/channels/{name}` and metrics.
@@ -95,10 +115,17 @@ pub trait WaitingStore {
     /// Every channel (`namespace/name`) that ever had a row, and whether one of its rows has not ended: waits or is out.
     async fn channels(&self) -> Result<Vec<(Arc<str>, bool)>, StoreError>;
 
+    /// Makes this store the one that releases a channel, unless another one is; answers whether it is. Asked before each
+    /// chunk: with its connection to the database a store loses what it leads.
+    async fn lead(&self, channel: &str) -> Result<bool, StoreError>;
+
+    /// Leaves a channel to whoever asks next.
+    async fn resign(&self, channel: &str);
+
     /// The next chunk of one channel and class, at most `limit` rows: as many of each namespace, and within a namespace of
     /// each notification, as there are of them, beginning after `turn`; what has fewer leaves its room to the others. Of a
-    /// notification those come first that are due for longest. Rows stay ready until they are marked as
-    /// [`released`](Self::released): the one who releases a channel marks a chunk before taking the next.
+    /// notification those come first that are due for longest. Nobody else gets them as long as they are held; one who
+    /// [leads](Self::lead) settles a chunk before taking the next.
     async fn chunk(
         &self,
         channel: &str,
@@ -106,17 +133,6 @@ pub trait WaitingStore {
         turn: &Turn,
         limit: usize,
     ) -> Result<Chunk, StoreError>;
-
-    /// Ends ready rows that cannot be read as failed (`unreadable`): dead letters without their deliveries, which a replay
-    /// renders again.
-    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), StoreError>;
-
-    /// Marks rows as released, given their `(row, round, attempt)`: rows that have changed since are left alone.
-    async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError>;
-
-    /// Puts ready rows, which have not been released, to rest: nothing looks at them until their template is
-    /// [woken](Self::wake).
-    async fn rest(&self, rows: &[i64]) -> Result<(), StoreError>;
 
     /// Templates `(namespace, name)` of which something rests.
     async fn resting(&self) -> Result<Vec<(Arc<str>, Arc<str>)>, StoreError>;

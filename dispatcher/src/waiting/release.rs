@@ -16,7 +16,7 @@ use crate::fanout::{FannedOut, Fanout, bundle};
 use crate::id::DeliveryId;
 use crate::message::{self, Events};
 use crate::metrics::{ChannelClass, ChannelReason, Metrics};
-use crate::store::{Chunk, Store, StoreError, Turn, Unreadable};
+use crate::store::{Chunk, Hold, Store, StoreError, Turn, Unreadable};
 use crate::timing::Timing;
 
 /// Releases one channel.
@@ -69,6 +69,7 @@ impl Release {
             .instrument(span),
         )
         .await;
+        self.store.resign(&self.channel).await;
     }
 
     async fn release(&self) {
@@ -120,6 +121,15 @@ impl Release {
         else {
             return Ok(false);
         };
+        if !Priority::ALL.iter().any(|class| lane.may_have(*class))
+            || !self
+                .store
+                .lead(&self.channel)
+                .await
+                .map_err(ReleaseError::Store)?
+        {
+            return Ok(false);
+        }
         let rate = channel.spec.rate_limit.as_ref();
         for class in Priority::ALL {
             let (out, drain) = self.ledger.pace(class);
@@ -156,15 +166,13 @@ impl Release {
             rows,
             unreadable,
             next,
+            hold,
         } = chunk.map_err(ReleaseError::Store)?;
         let count = rows.len() + unreadable.len();
         if count == 0 {
             return Ok(0);
         }
         let now = Timestamp::now();
-        if !unreadable.is_empty() {
-            self.set_aside(&unreadable, now).await?;
-        }
         let fanned = self
             .fanout
             .chunk(&self.channel, &channel.spec, class, rows, now)
@@ -176,7 +184,9 @@ impl Release {
             fanned.deliveries.iter().map(|d| (d.id, d.round, d.attempt)),
         );
         let ids: Vec<DeliveryId> = fanned.deliveries.iter().map(|d| d.id).collect();
-        let left = self.hand_over(channel, class, fanned, now).await;
+        let left = self
+            .hand_over(channel, class, fanned, &unreadable, hold, now)
+            .await;
         if left.is_err() {
             // Some of it may be out all the same; counted as out, it could stop the class for as long as H.
             self.ledger.not_released(class, &ids);
@@ -186,8 +196,8 @@ impl Release {
         Ok(count)
     }
 
-    /// Ends what cannot be read, so that it does not stand before all that can.
-    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), ReleaseError> {
+    /// Says which rows cannot be read; they have ended.
+    fn said_unreadable(&self, rows: &[Unreadable]) {
         for Unreadable { row, reason } in rows {
             tracing::error!(
                 channel = &*self.channel,
@@ -200,11 +210,8 @@ impl Release {
             channel: self.channel.to_string(),
             reason: "unreadable".to_owned(),
         };
-        let set_aside = self.store.set_aside(rows, now).await;
-        set_aside.map_err(ReleaseError::Store)?;
         let dead = self.metrics.dead.get_or_create(&labels);
         dead.inc_by(rows.len() as u64);
-        Ok(())
     }
 
     /// Hands a chunk to the broker, then marks its rows.
@@ -213,6 +220,8 @@ impl Release {
         channel: &Channel,
         class: Priority,
         fanned: FannedOut,
+        unreadable: &[Unreadable],
+        hold: Box<dyn Hold>,
         now: Timestamp,
     ) -> Result<(), ReleaseError> {
         let labels = ChannelClass {
@@ -232,15 +241,13 @@ impl Release {
         self.publish(&names::deliveries(&self.channel, class), messages)
             .await?;
 
-        self.store
-            .released(&fanned.left, now)
+        hold.settle(&fanned.left, &fanned.resting, unreadable, now)
             .await
             .map_err(ReleaseError::Store)?;
+        if !unreadable.is_empty() {
+            self.said_unreadable(unreadable);
+        }
         if !fanned.resting.is_empty() {
-            self.store
-                .rest(&fanned.resting)
-                .await
-                .map_err(ReleaseError::Store)?;
             self.lanes.rested();
         }
         Ok(())

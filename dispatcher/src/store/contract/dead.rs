@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use herald_crds::Priority;
 
 use super::history::{SHOP, Told, counts, failed, first, out, steps};
-use super::stages::{MAIL, at, delivery, event, release, request, sent, tell};
+use super::stages::{MAIL, at, delivery, event, release, request, sent, settled, tell};
 use crate::id::DeliveryId;
 use crate::message::{Request, Suppression};
 use crate::store::{
@@ -107,12 +107,12 @@ pub(crate) async fn a_replayed_dead_letter_is_ready_in_its_next_round(store: &im
         .unwrap();
     assert_eq!(record.ended_at, None, "it goes on");
 
-    let crate::store::Chunk { rows: chunk, .. } = store
+    let chunk = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 10)
         .await
         .unwrap();
-    let [again] = chunk.as_slice() else {
-        panic!("{chunk:?}")
+    let [again] = chunk.rows.as_slice() else {
+        panic!("{:?}", chunk.rows)
     };
     assert_eq!(again.id, waiting[0].id, "the oldest first");
     assert_eq!((again.round, again.attempt, again.tried), (1, 1, 0));
@@ -122,7 +122,7 @@ pub(crate) async fn a_replayed_dead_letter_is_ready_in_its_next_round(store: &im
     assert_eq!(carried.ready_at, at(100));
     assert_eq!(carried.content, delivery(&waiting[0], 3).content);
 
-    let again = release(store, 10, at(110)).await;
+    let (again, _) = settled(chunk, at(110)).await;
     tell(store, vec![event(&again[0], 1, 120, sent())]).await;
     let trail = store.trail(SHOP, &waiting[0].id, &first(20)).await.unwrap();
     let expected = [

@@ -1,6 +1,7 @@
 //! What every store promises, as tests that each one runs: a function for each promise, given an empty store.
 
 pub mod dead;
+pub mod histories;
 pub mod history;
 pub mod people;
 pub mod stages;

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
-use super::history::{select_deliveries, unanswered};
-use super::tally::Tally;
-use super::{SqliteStore, cursor, delivery_id, failed, json, millis};
+use super::history::select_deliveries;
+use super::{SqliteStore, cursor, delivery_id, failed, json, millis, unanswered};
 use crate::id::DeliveryId;
 use crate::message::Suppression;
+use crate::store::tally::Tally;
 use crate::store::{
     DeadLetterFilter, DeliveryRecord, HistoryError, Page, Paging, Refusal, Replayed, State,
     StoreError,

@@ -11,9 +11,10 @@ use sqlx::sqlite::SqliteRow;
 
 use super::{
     SqliteStore, asked, cursor, delivery_id, failed, json, millis, notification_id, priority,
-    state, timestamp, trail,
+    state, timestamp, trail, unanswered,
 };
 use crate::id::{DeliveryId, NotificationId, order};
+use crate::store::trail::Found;
 use crate::store::{
     DeadLetterFilter, DefinitionVersion, DeliveryRecord, HistoryError, HistoryStore,
     NotificationFilter, NotificationRecord, Page, Paging, Replayed, State, StoreError, TrailEntry,
@@ -116,19 +117,6 @@ const IN_FORCE: &str = "
     SELECT hash FROM definitions_in_force
     WHERE namespace = ?1 AND template = ?2 ORDER BY since DESC LIMIT 1";
 
-/// A delivery's row: the record, and what the trail and cursors need of it.
-pub(super) struct Found {
-    pub record: DeliveryRecord,
-    pub row: i64,
-    pub attempt: u16,
-    pub waiting: bool,
-    pub milliseconds: Option<i64>,
-    /// The notification's number.
-    pub seq: i64,
-    pub accepted_at: Timestamp,
-    pub sender: String,
-}
-
 fn notification_record(row: &SqliteRow) -> Result<NotificationRecord, StoreError> {
     let number = |index: usize| row.try_get::<i64, _>(index).map_err(failed);
     let optional = |index: usize| row.try_get::<Option<i64>, _>(index).map_err(failed);
@@ -226,11 +214,6 @@ impl SqliteStore {
             .map(|row| self.delivery_record(&row))
             .transpose()
     }
-}
-
-/// A failed statement of a question.
-pub(super) fn unanswered(error: sqlx::Error) -> HistoryError {
-    HistoryError::Store(failed(error))
 }
 
 #[async_trait]

@@ -4,17 +4,12 @@
 //! ten to twenty microseconds before it does anything, so whatever comes in numbers goes through one statement.
 //!
 //! - `schema.sql`: every table, with what its columns mean.
-//! - `tally`: how many deliveries of a notification are in which state, and what happens when the last has ended.
-//! - `asked`: what was asked, as it is kept. `cursor`: where a page begins.
-//! - `turns`: how a chunk is divided, pure. `fold`: how an event changes a row, pure. `trail`: how a trail is told, pure.
+//! - `tally`: how many deliveries of a notification are in which state, as it is written.
 //! - `plan`, `waiting`, `record`, `history`, `people`: one file for each trait.
 
-mod asked;
-mod cursor;
 mod dead;
 #[cfg(test)]
 mod explain;
-mod fold;
 mod history;
 mod members;
 mod notifications;
@@ -24,24 +19,21 @@ mod record;
 mod tally;
 #[cfg(test)]
 mod tests;
-mod trail;
-mod turns;
 mod waiting;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
-use herald_crds::Priority;
-use jiff::Timestamp;
-use serde::Serialize;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
-use super::{State, StoreError};
-use crate::id::{DeliveryId, NotificationId};
+use super::columns::{
+    Channels, corrupt, delivery_id, failed, json, millis, notification_id, priority, state,
+    timestamp, unanswered,
+};
+use super::{StoreError, asked, cursor, fold, trail, turns};
 use crate::sqlite::{self, WriteError, Writer};
 
 /// A whole chunk or step of small rows.
@@ -88,12 +80,6 @@ pub struct SqliteStore {
     orphaned: Arc<AtomicBool>,
     /// Keeps other processes out.
     _lock: File,
-}
-
-#[derive(Debug, Default)]
-struct Channels {
-    names: HashMap<i64, Arc<str>>,
-    numbers: HashMap<Arc<str>, i64>,
 }
 
 impl SqliteStore {
@@ -191,15 +177,14 @@ impl SqliteStore {
             })
             .await?;
         if let Ok(mut channels) = self.channels.write() {
-            channels.names.insert(number, Arc::clone(&name));
-            channels.numbers.insert(name, number);
+            channels.add(number, name);
         }
         Ok(number)
     }
 
     /// The number of a channel; `None`: there never was a row of it.
     fn known_channel(&self, name: &str) -> Option<i64> {
-        self.channels.read().ok()?.numbers.get(name).copied()
+        self.channels.read().ok()?.number(name)
     }
 
     /// The name of a channel, from the number that a row holds.
@@ -207,10 +192,12 @@ impl SqliteStore {
         self.channels
             .read()
             .ok()
-            .and_then(|channels| channels.names.get(&number).cloned())
-            .ok_or_else(|| StoreError::Corrupt {
-                place: "deliveries.channel",
-                reason: format!("there is no channel {number}"),
+            .and_then(|channels| channels.name(number))
+            .ok_or_else(|| {
+                corrupt(
+                    "deliveries.channel",
+                    &format!("there is no channel {number}"),
+                )
             })
     }
 }
@@ -225,9 +212,7 @@ async fn channels(connection: &mut SqliteConnection) -> Result<Channels, StoreEr
         .map_err(failed)?;
     let mut channels = Channels::default();
     for (number, name) in rows {
-        let name: Arc<str> = Arc::from(name);
-        channels.names.insert(number, Arc::clone(&name));
-        channels.numbers.insert(name, number);
+        channels.add(number, Arc::from(name));
     }
     Ok(channels)
 }
@@ -237,78 +222,5 @@ impl From<WriteError> for StoreError {
         Self::Unavailable {
             reason: error.to_string(),
         }
-    }
-}
-
-/// What a failed statement means to a caller: what cannot be read is corrupt, everything else passes.
-fn failed(error: sqlx::Error) -> StoreError {
-    match error {
-        sqlx::Error::ColumnDecode { index, source } => StoreError::Corrupt {
-            place: "a column",
-            reason: format!("{index}: {source}"),
-        },
-        sqlx::Error::Decode(source) => StoreError::Corrupt {
-            place: "a value",
-            reason: source.to_string(),
-        },
-        other => StoreError::Unavailable {
-            reason: other.to_string(),
-        },
-    }
-}
-
-/// A state from a table.
-fn state(number: i64) -> Result<State, StoreError> {
-    u8::try_from(number)
-        .ok()
-        .and_then(State::from_repr)
-        .ok_or_else(|| corrupt("deliveries.state", &number))
-}
-
-/// A notification's id from a table.
-fn notification_id(bytes: &[u8]) -> Result<NotificationId, StoreError> {
-    NotificationId::from_slice(bytes)
-        .ok_or_else(|| corrupt("notifications.id", &"not 16 bytes long"))
-}
-
-/// A delivery's id from a table.
-fn delivery_id(bytes: &[u8]) -> Result<DeliveryId, StoreError> {
-    DeliveryId::from_slice(bytes).ok_or_else(|| corrupt("deliveries.id", &"not 12 bytes long"))
-}
-
-/// A class from a table.
-fn priority(number: i64) -> Result<Priority, StoreError> {
-    usize::try_from(number)
-        .ok()
-        .and_then(|index| Priority::ALL.get(index).copied())
-        .ok_or_else(|| corrupt("priority", &number))
-}
-
-/// A time as the tables hold it.
-fn millis(time: Timestamp) -> i64 {
-    time.as_millisecond()
-}
-
-/// A time from a table; `place` is its table and column.
-fn timestamp(millis: i64, place: &'static str) -> Result<Timestamp, StoreError> {
-    Timestamp::from_millisecond(millis).map_err(|error| corrupt(place, &error))
-}
-
-/// Something in a table is not what Herald wrote there.
-fn corrupt(place: &'static str, error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        place,
-        reason: error.to_string(),
-    }
-}
-
-/// Rows as the JSON array that a statement takes apart with `json_each`.
-///
-/// # Panics
-/// Never: what is given has string keys only, so that it always has a JSON form.
-fn json<T: Serialize + ?Sized>(rows: &T) -> String {
-    match serde_json::to_string(rows) {
-        Ok(text) => text,
-        Err(error) => unreachable!("rows without a JSON form: {error}"),
     }
 }

@@ -1,22 +1,20 @@
 //! The directory, managed groups, suppressions, schedules and keys.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
-use super::history::unanswered;
-use super::{SqliteStore, corrupt, cursor, failed, json, millis, timestamp};
+use super::{SqliteStore, corrupt, cursor, failed, json, millis, timestamp, unanswered};
 use crate::id::{NotificationId, order};
+use crate::store::directory::{
+    self, Batch, Before, Changes, MANY, beyond, members, parse, schedule_record,
+};
 use crate::store::{
     ApiKey, HistoryError, Page, Paging, PeopleStore, Recipient, ScheduleRecord, StoreError,
     SuppressedAddress,
 };
-
-/// A label with more people than this is looked for person by person, in the order of ids; one with fewer is sorted.
-const MANY: i64 = 10_000;
 
 /// People by id. `?1` namespace, `?2` after this id, `?3` and `?4` from and before these ids, `?5` labels, `?6` limit.
 const BY_ID: &str = "
@@ -127,130 +125,19 @@ const SCHEDULE: &str = "
     SELECT created_at, last_due, last_notification, missed FROM schedules
     WHERE namespace = ?1 AND name = ?2";
 
-/// A recipient on its way into the directory.
-struct Incoming {
-    recipient: Recipient,
-    ord: u32,
-    /// Its JSON.
-    json: String,
-}
-
-/// Recipients on their way in, each once and in the order of the table.
-struct Batch {
-    incoming: Vec<Incoming>,
-    /// For each recipient that was given, where it is in `incoming`; `None`: a later one with the same id took its place,
-    /// or an earlier one has already been answered for it.
-    answers: Vec<Option<usize>>,
-}
-
-impl Batch {
-    fn new(recipients: &[Recipient]) -> Self {
-        let mut last: HashMap<&str, usize> = HashMap::with_capacity(recipients.len());
-        for (index, recipient) in recipients.iter().enumerate() {
-            last.insert(&recipient.id, index);
-        }
-        let mut ordered: Vec<(u32, usize)> =
-            last.iter().map(|(id, index)| (order(id), *index)).collect();
-        ordered.sort_unstable();
-        let places: HashMap<&str, usize> = ordered
-            .iter()
-            .enumerate()
-            .map(|(place, (_, index))| (recipients[*index].id.as_str(), place))
-            .collect();
-        let mut answered = vec![false; ordered.len()];
-        let answers = recipients
-            .iter()
-            .map(|recipient| {
-                let place = *places.get(recipient.id.as_str())?;
-                (!std::mem::replace(&mut answered[place], true)).then_some(place)
-            })
-            .collect();
-        let incoming = ordered
-            .into_iter()
-            .map(|(ord, index)| Incoming {
-                recipient: recipients[index].clone(),
-                ord,
-                json: json(&recipients[index]),
-            })
-            .collect();
-        Self { incoming, answers }
-    }
-}
-
-/// What is written when recipients change: the difference alone.
-#[derive(Default)]
-struct Changes<'a> {
-    recipients: Vec<(u32, &'a str, &'a str)>,
-    new_addresses: Vec<(&'a str, &'a str)>,
-    old_addresses: Vec<(&'a str, &'a str)>,
-    new_labels: Vec<(&'a str, &'a str, u32, &'a str)>,
-    old_labels: Vec<(&'a str, &'a str, u32, &'a str)>,
-}
-
-impl<'a> Changes<'a> {
-    fn add(&mut self, new: &'a Incoming, old: Option<&'a Recipient>) {
-        let id = new.recipient.id.as_str();
-        self.recipients.push((new.ord, id, &new.json));
-        let has = |recipient: &Recipient, address: &str| addresses(recipient).any(|a| a == address);
-        for address in addresses(&new.recipient) {
-            if !old.is_some_and(|old| has(old, address)) {
-                self.new_addresses.push((address, id));
-            }
-        }
-        for (key, value) in &new.recipient.labels {
-            if old.and_then(|old| old.labels.get(key)) != Some(value) {
-                self.new_labels.push((key, value, new.ord, id));
-            }
-        }
-        let Some(old) = old else { return };
-        for address in addresses(old) {
-            if !has(&new.recipient, address) {
-                self.old_addresses.push((address, id));
-            }
-        }
-        for (key, value) in &old.labels {
-            if new.recipient.labels.get(key) != Some(value) {
-                self.old_labels.push((key, value, new.ord, id));
-            }
-        }
-    }
-}
-
-fn addresses(recipient: &Recipient) -> impl Iterator<Item = &str> {
-    let addresses = &recipient.addresses;
-    [&addresses.email, &addresses.phone, &addresses.webhook]
-        .into_iter()
-        .filter_map(|address| address.as_deref())
-}
-
-fn parse(text: &str) -> Result<Recipient, StoreError> {
-    serde_json::from_str(text).map_err(|error| corrupt("recipients.recipient", &error))
-}
-
-/// What of a batch is in the directory already, as JSON.
+/// What of a batch is in the directory already.
 async fn before(
     connection: &mut SqliteConnection,
     namespace: &str,
     batch: &Batch,
-) -> Result<Vec<Option<String>>, StoreError> {
-    let asked: Vec<(u32, &str)> = batch
-        .incoming
-        .iter()
-        .map(|new| (new.ord, new.recipient.id.as_str()))
-        .collect();
+) -> Result<Before, StoreError> {
     let found: Vec<(i64, String)> = sqlx::query_as(FIND_EXISTING)
         .bind(namespace)
-        .bind(json(&asked))
+        .bind(json(&batch.asked()))
         .fetch_all(&mut *connection)
         .await
         .map_err(failed)?;
-    let mut before: Vec<Option<String>> = vec![None; batch.incoming.len()];
-    for (place, text) in found {
-        if let Some(slot) = before.get_mut(place as usize) {
-            *slot = Some(text);
-        }
-    }
-    Ok(before)
+    Ok(batch.before(found))
 }
 
 async fn put(
@@ -260,20 +147,8 @@ async fn put(
     now: i64,
 ) -> Result<Vec<bool>, StoreError> {
     let before = before(connection, namespace, batch).await?;
-    let old: Vec<Option<Recipient>> = before
-        .iter()
-        .zip(&batch.incoming)
-        .map(|(text, new)| match text {
-            Some(text) if *text != new.json => parse(text).map(Some),
-            _ => Ok(None),
-        })
-        .collect::<Result<_, _>>()?;
-    let mut changes = Changes::default();
-    for ((new, text), old) in batch.incoming.iter().zip(&before).zip(&old) {
-        if text.is_none() || old.is_some() {
-            changes.add(new, old.as_ref());
-        }
-    }
+    let old = before.changing(batch)?;
+    let changes = Changes::new(batch, &before, &old);
     write(
         connection,
         PUT_RECIPIENTS,
@@ -300,12 +175,7 @@ async fn put(
     .await?;
     write(connection, END_LABELS, namespace, &changes.old_labels, now).await?;
     write(connection, PUT_LABELS, namespace, &changes.new_labels, now).await?;
-    let is_new = |place: usize| before.get(place).is_some_and(Option::is_none);
-    Ok(batch
-        .answers
-        .iter()
-        .map(|place| place.is_some_and(is_new))
-        .collect())
+    Ok(batch.new_ones(&before))
 }
 
 /// Writes rows with one statement; nothing, if there are none.
@@ -327,39 +197,6 @@ async fn write<T: serde::Serialize>(
         .await
         .map_err(failed)?;
     Ok(())
-}
-
-/// Ids with their place in the order of members, each once, as a statement's rows.
-fn members(ids: &[String]) -> String {
-    let mut rows: Vec<(u32, &str)> = ids.iter().map(|id| (order(id), id.as_str())).collect();
-    rows.sort_unstable();
-    rows.dedup();
-    json(&rows)
-}
-
-/// The first id that does not begin with `prefix`, in SQLite's order of texts, which is that of UTF-8.
-fn beyond(prefix: &str) -> String {
-    // U+10FFFF is a character of no id, and none comes after it.
-    format!("{prefix}\u{10ffff}")
-}
-
-fn schedule_record(
-    (created_at, last_due, last_notification, missed): (i64, Option<i64>, Option<Vec<u8>>, i64),
-) -> Result<ScheduleRecord, StoreError> {
-    let last_notification = last_notification
-        .map(|id| {
-            NotificationId::from_slice(&id)
-                .ok_or_else(|| corrupt("schedules.last_notification", &"not an id"))
-        })
-        .transpose()?;
-    Ok(ScheduleRecord {
-        created_at: timestamp(created_at, "schedules.created_at")?,
-        last_due: last_due
-            .map(|due| timestamp(due, "schedules.last_due"))
-            .transpose()?,
-        last_notification,
-        missed: missed as u64,
-    })
 }
 
 #[async_trait]
@@ -390,8 +227,7 @@ impl PeopleStore for SqliteStore {
         self.write(move |c| {
             Box::pin(async move {
                 let current = before(c, &namespace, &batch).await?;
-                // Written by one serialiser: recipients are the same if and only if their texts are.
-                if current != [expected] {
+                if !current.is(expected.as_deref()) {
                     return Ok(false);
                 }
                 put(c, &namespace, &batch, now).await?;
@@ -466,13 +302,7 @@ impl PeopleStore for SqliteStore {
                 .map_err(unanswered)?;
             found.extend(by_address);
         }
-        let mut people: Vec<Recipient> = found
-            .iter()
-            .map(|text| parse(text))
-            .collect::<Result<_, _>>()
-            .map_err(HistoryError::Store)?;
-        people.sort_by(|a, b| a.id.cmp(&b.id));
-        people.dedup_by(|a, b| a.id == b.id);
+        let people = directory::people(&found).map_err(HistoryError::Store)?;
         Ok(cursor::page(paging, people, |last| last.id.clone()))
     }
 

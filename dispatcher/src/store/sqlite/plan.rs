@@ -13,10 +13,10 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::notifications::{Beginning, NewNotification, insert, insert_definitions};
 use super::record;
-use super::tally::Tally;
 use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, timestamp};
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Request, Suppression};
+use crate::store::tally::Tally;
 use crate::store::{
     Directory, MOST_NAMED, Member, NewDelivery, PlanStore, Planned, ResolveStep, State, StoreError,
     Unresolved,

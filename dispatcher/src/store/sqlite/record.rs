@@ -12,9 +12,8 @@ use jiff::Timestamp;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::fold::{self, Carried, Line, Row, Said};
+use super::fold::{self, Carried, Change, Line, Row, Said};
 use super::notifications::{Beginning, NewNotification, insert, insert_definitions};
-use super::tally::Tally;
 use super::waiting::Range;
 use super::{
     SqliteStore, corrupt, delivery_id, failed, json, millis, notification_id, priority, state,
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Event, Events, Garbage};
+use crate::store::tally::Tally;
 use crate::store::{Overdue, RecordStore, State, StoreError};
 
 /// Most deliveries of a notification that one transaction deletes.
@@ -167,12 +167,7 @@ impl RecordStore for SqliteStore {
                 let mut trail = Vec::with_capacity(found.len());
                 let mut redriven = 0;
                 for (row, seq, from, round, attempt, tried, called_back) in found {
-                    // Nobody is waiting for what was called back: it is not released again.
-                    let (to, waiting) = match (called_back, tried) {
-                        (true, _) => (State::Cancelled, 0),
-                        (false, 0) => (State::Queued, 2),
-                        (false, _) => (State::Retrying, 2),
-                    };
+                    let (to, waiting) = fold::redriven(called_back, tried);
                     tally.moved(seq, Some(state(from)?), to, 1, now);
                     changes.push((row, to as u8, waiting, called_back.then_some(now)));
                     if !called_back {
@@ -360,13 +355,6 @@ pub(super) async fn adopt(
         .collect()
 }
 
-/// A row as it was and as it becomes.
-struct Change {
-    was: Row,
-    is: Row,
-    carried: Carried,
-}
-
 /// Folds outcomes into their rows; those without a row are kept until it appears.
 pub(super) async fn fold_outcomes(
     connection: &mut SqliteConnection,
@@ -377,21 +365,28 @@ pub(super) async fn fold_outcomes(
         return Ok(());
     }
     let mut changes = read_rows(connection, outcomes).await?;
-    let mut trail = Vec::new();
-    let mut orphans = Vec::new();
-    for event in outcomes {
-        match changes.get_mut(&event.delivery) {
-            Some(change) => fold::fold(&mut change.is, &mut change.carried, event, &mut trail),
-            None => orphans.push((
-                event.delivery,
-                millis(event.at),
-                event.round,
-                event.attempt,
-                fold::name(&event.step),
+    let (trail, orphans) = fold::fold_all(&mut changes, outcomes);
+    let orphans: Vec<_> = orphans
+        .into_iter()
+        .map(|event| {
+            let Event {
+                delivery,
+                at,
+                round,
+                attempt,
+                ref step,
+                ..
+            } = *event;
+            (
+                delivery,
+                millis(at),
+                round,
+                attempt,
+                fold::name(step),
                 json(event),
-            )),
-        }
-    }
+            )
+        })
+        .collect();
     if !orphans.is_empty() {
         orphaned.store(true, Ordering::Release);
         sqlx::query(
@@ -422,11 +417,7 @@ async fn read_rows(
     let mut changes = HashMap::with_capacity(rows.len());
     for row in rows {
         let (id, was) = read_row(&row)?;
-        changes.entry(id).or_insert_with(|| Change {
-            is: was.clone(),
-            was,
-            carried: Carried::Kept,
-        });
+        changes.entry(id).or_insert_with(|| Change::none(was));
     }
     Ok(changes)
 }

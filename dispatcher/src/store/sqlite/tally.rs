@@ -1,70 +1,23 @@
-//! How many deliveries of a notification are in which state, and what happens when the last has ended.
-
-use std::collections::HashMap;
+//! How many deliveries of a notification are in which state, as it is written.
 
 use sqlx::sqlite::SqliteConnection;
 
 use super::{failed, json};
-use crate::store::{State, StoreError};
-
-/// How many states there are.
-const STATES: usize = 10;
-
-/// What one transaction changes about notifications' counts, so that each notification is written once.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    changes: HashMap<i64, Change>,
-    /// None of the notifications has sensitive parameters: nothing is to be blanked.
-    is_harmless: bool,
-}
-
-#[derive(Debug, Default)]
-struct Change {
-    states: [i64; STATES],
-    last_ended_at: Option<i64>,
-}
+use crate::store::StoreError;
+use crate::store::tally::Tally;
 
 impl Tally {
-    /// `n` deliveries of a notification went from one state to another; `None`: they are new. `at` is when, in
-    /// milliseconds; of those that ended the latest becomes the notification's end.
-    pub(super) fn moved(&mut self, seq: i64, from: Option<State>, to: State, n: i64, at: i64) {
-        let change = self.changes.entry(seq).or_default();
-        if let Some(from) = from {
-            change.states[from as usize] -= n;
-        }
-        change.states[to as usize] += n;
-        if to.ended() {
-            change.last_ended_at = change.last_ended_at.max(Some(at));
-        }
-    }
-
-    /// A notification's resolving is over, so that it may have ended at `at` (milliseconds) though no delivery did.
-    pub(super) fn settled(&mut self, seq: i64, at: i64) {
-        let change = self.changes.entry(seq).or_default();
-        change.last_ended_at = change.last_ended_at.max(Some(at));
-    }
-
-    /// None of the notifications has sensitive parameters, which saves looking.
-    pub(super) fn harmless(&mut self) {
-        self.is_harmless = true;
-    }
-
     /// Writes the counts. Notifications of which everything has ended are ended, and lose their parameters if those are
     /// sensitive; those of which something has not (a replay) are open again.
     pub(super) async fn apply(self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-        let is_harmless = self.is_harmless;
-        let changes: Vec<_> = self
-            .changes
-            .into_iter()
-            .filter(|(_, c)| c.last_ended_at.is_some() || c.states.iter().any(|n| *n != 0))
-            .collect();
+        let changes = self.changes();
         if changes.is_empty() {
             return Ok(());
         }
-        let ending = changes.iter().any(|(_, c)| c.last_ended_at.is_some());
+        let blanks = self.may_blank(&changes);
         let rows: Vec<_> = changes
             .iter()
-            .map(|(seq, c)| (seq, c.states, c.last_ended_at, c.states.iter().sum::<i64>()))
+            .map(|c| (c.seq, c.states, c.last_ended_at, c.new_rows()))
             .collect();
         let rows = json(&rows);
         sqlx::query(
@@ -92,7 +45,7 @@ impl Tally {
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
-        if ending && !is_harmless {
+        if blanks {
             sqlx::query(
                 "UPDATE requests SET request = json_set(request, '$.parameters', json('{}'))
                  WHERE notification IN (

@@ -1,17 +1,19 @@
 use std::sync::Arc;
 
+use herald_crds::Priority;
 use proptest::prelude::*;
 use sqlx::Row as _;
 
 use super::*;
-use crate::message::{Event, Events, Request, Step, Suppression};
+use crate::message::{Event, Request, Step, Suppression};
+use crate::store::contract::histories::{Told, histories, tell_all};
 use crate::store::contract::history::history_contract;
 use crate::store::contract::people::people_contract;
 use crate::store::contract::stages::{
     MAIL, Stages, at, delivery, event, failure, planned, release, request, returned, row, rows,
     sent, store_contract, tell,
 };
-use crate::store::{Chunk, Cursor, PlanStore, RecordStore, Turn, Waiting, WaitingStore};
+use crate::store::{Cursor, PlanStore, RecordStore, Turn, WaitingStore};
 
 /// A store in a folder of its own.
 pub(super) struct Opened {
@@ -141,11 +143,13 @@ async fn counts_and_the_end_follow_the_rows() {
     tell(store, vec![event(&out[1], 1, 20, sent())]).await;
     store.ripen(at(60_000), 10).await.unwrap();
     assert_eq!(counts().await, "[0,2,0,1,1,0,0,0,0,1,5,null]");
-    let Chunk { rows: chunk, .. } = store
+    let chunk = store
         .chunk(MAIL, Priority::Normal, &Turn::default(), 1)
         .await
         .unwrap();
-    store.rest(&[chunk[0].row]).await.unwrap();
+    let resting = [chunk.rows[0].row];
+    let settled = chunk.hold.settle(&[], &resting, &[], at(65_000));
+    settled.await.unwrap();
     assert_eq!(counts().await, "[0,2,0,1,1,0,0,0,0,1,5,null]");
     store.cancel(&request.id, at(70_000)).await.unwrap();
     let ended = at(70_000).as_millisecond();
@@ -393,183 +397,11 @@ const RECORDED: &str = "SELECT json_array('delivery', hex(id), state, waiting, d
         failed, unknown, sent, ended_at IS NULL) FROM notifications
     ORDER BY 1";
 
-/// What is told of one of three deliveries: which, round, attempt, step, tried.
-type Told = (usize, u16, u16, u8, u16);
-
-fn step(out: &Waiting, round: u16, attempt: u16, number: u8, milliseconds: i64) -> Step {
-    let mut whole = delivery(out, attempt + 1);
-    whole.round = round;
-    let error = failure();
-    match number {
-        0 | 1 => sent(),
-        2 => Step::Retrying {
-            error,
-            due: at(milliseconds + 5),
-        },
-        3 => Step::Returned {
-            error,
-            due: at(milliseconds + 60_000),
-            delivery: Box::new(whole),
-        },
-        4 => Step::Returned {
-            error,
-            due: at(milliseconds),
-            delivery: Box::new(whole),
-        },
-        5 => Step::Failed {
-            error,
-            delivery: Some(Box::new(whole)),
-            address_gone: false,
-        },
-        6 => Step::Failed {
-            error,
-            delivery: None,
-            address_gone: false,
-        },
-        7 => Step::Unknown { error },
-        8 => Step::Expired,
-        9 => Step::Cancelled,
-        _ => Step::Suppressed {
-            reason: Suppression::OptedOut,
-        },
-    }
-}
-
 /// Records events in the order and the batches given; answers all that is recorded then.
 async fn recorded(told: &[Told], order: &[usize], batch: usize) -> Vec<String> {
     let opened = open().await;
-    let request = request("1");
-    planned(&opened.store, &request, &rows(&request.id, 3)).await;
-    let mut out = release(&opened.store, 3, at(0)).await;
-    out.sort_by_key(|waiting| waiting.id);
-    let events: Vec<Event> = told
-        .iter()
-        .enumerate()
-        .map(|(place, (which, round, attempt, number, tried))| {
-            let milliseconds = place as i64 + 1;
-            let step = step(&out[*which], *round, *attempt, *number, milliseconds);
-            Event {
-                round: *round,
-                tried: *tried,
-                ..event(&out[*which], *attempt, milliseconds, step)
-            }
-        })
-        .collect();
-    let ordered: Vec<Event> = order.iter().map(|place| events[*place].clone()).collect();
-    for some in ordered.chunks(batch) {
-        let events: Vec<Events> = some
-            .chunks(2)
-            .map(|outcomes| Events {
-                outcomes: outcomes.to_vec(),
-                ..Events::default()
-            })
-            .collect();
-        opened.store.record(MAIL, &events).await.unwrap();
-    }
-    let counted: Vec<String> = opened
-        .dump("SELECT json_array(state, count(*)) FROM deliveries GROUP BY state")
-        .await;
-    let kept = opened.dump(COUNTS).await.remove(0);
-    let kept: Vec<serde_json::Value> = serde_json::from_str(&kept).unwrap();
-    for state in counted {
-        let (state, n): (usize, i64) = serde_json::from_str(&state).unwrap();
-        assert_eq!(kept[state], n, "of state {state}");
-    }
+    tell_all(&opened.store, told, order, batch).await;
     opened.dump(RECORDED).await
-}
-
-/// Events, and an order of theirs in which each comes at least once.
-fn histories(deliveries: usize) -> impl Strategy<Value = (Vec<Told>, Vec<usize>, usize)> {
-    let told = (0..deliveries, 0..2u16, 1..4u16, 0..11u8, 0..3u16);
-    prop::collection::vec(told, 1..14).prop_flat_map(|mut told| {
-        // Of one attempt there is one retry: the copy that comes second finds it settled.
-        let mut retried = std::collections::HashSet::new();
-        told.retain(|(which, round, attempt, number, _)| {
-            !(2..=4).contains(number) || retried.insert((*which, *round, *attempt))
-        });
-        let n = told.len();
-        let repeats = prop::collection::vec(0..n, 0..n);
-        let order = repeats.prop_flat_map(move |repeats| {
-            let mut order: Vec<usize> = (0..n).collect();
-            order.extend(repeats);
-            Just(order).prop_shuffle()
-        });
-        (Just(told), order, 1..6usize)
-    })
-}
-
-/// Folds events of one delivery in this order and in batches, as the tables would keep the result.
-fn folded(told: &[Told], order: &[usize], batch: usize) -> impl PartialEq + std::fmt::Debug {
-    let out = Waiting {
-        row: 1,
-        id: row(&request("1").id, "ann").id,
-        notification: request("1").id,
-        recipient: "ann".into(),
-        endpoint: "ann@mail.example".into(),
-        locale: "ko".into(),
-        due: at(0),
-        round: 0,
-        attempt: 1,
-        tried: 0,
-        delivery: None,
-    };
-    let mut row = fold::Row {
-        number: 1,
-        seq: 1,
-        called_back: false,
-        state: State::Sending,
-        waiting: 0,
-        dead: false,
-        round: 0,
-        attempt: 1,
-        tried: 0,
-        due_at: 0,
-        heard_at: 0,
-        ended_at: None,
-        said: fold::Said::default(),
-    };
-    let mut kept = None;
-    let mut trail = std::collections::BTreeMap::new();
-    for some in order.chunks(batch) {
-        let mut carried = fold::Carried::Kept;
-        let mut lines = Vec::new();
-        for place in some {
-            let (_, round, attempt, number, tried) = told[*place];
-            let milliseconds = *place as i64 + 1;
-            let event = Event {
-                round,
-                tried,
-                ..event(
-                    &out,
-                    attempt,
-                    milliseconds,
-                    step(&out, round, attempt, number, milliseconds),
-                )
-            };
-            fold::fold(&mut row, &mut carried, &event, &mut lines);
-        }
-        match carried {
-            fold::Carried::Kept => {}
-            fold::Carried::Put(delivery) => kept = Some(delivery),
-            fold::Carried::Dropped => kept = None,
-        }
-        for fold::Line(_, at, round, attempt, step, detail) in lines {
-            trail.entry((at, round, attempt, step)).or_insert(detail);
-        }
-    }
-    (row, kept, trail)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_096, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_row_is_the_same_after_repeated_and_reordered_events((told, order, batch) in histories(1)) {
-        let straight: Vec<usize> = (0..told.len()).collect();
-        let expected = folded(&told, &straight, told.len());
-        let found = folded(&told, &order, batch);
-        prop_assert_eq!(expected, found);
-    }
 }
 
 proptest! {
@@ -612,10 +444,10 @@ async fn a_row_that_cannot_be_read_ends_and_the_others_go_on() {
     assert_eq!(chunk.rows.len(), 1);
     assert_eq!(chunk.unreadable.len(), 1);
     assert!(chunk.unreadable[0].reason.contains("carried.delivery"));
-    for _ in 0..2 {
-        store.set_aside(&chunk.unreadable, at(30)).await.unwrap();
-    }
-    assert_eq!(release(store, 10, at(30)).await.len(), 1);
+    let left: Vec<_> = chunk.rows.iter().map(|row| (row.row, 0, 1)).collect();
+    let settled = chunk.hold.settle(&left, &[], &chunk.unreadable, at(30));
+    settled.await.unwrap();
+    assert_eq!(release(store, 10, at(30)).await.len(), 0);
     let dead = "SELECT json_array(state, dead, reason, round) FROM deliveries WHERE dead = 1";
     assert_eq!(opened.dump(dead).await, [r#"[7,1,"unreadable",0]"#]);
     assert_eq!(opened.dump("SELECT row FROM carried").await.len(), 0);

@@ -7,14 +7,15 @@ use async_trait::async_trait;
 use herald_crds::Priority;
 use jiff::Timestamp;
 
-use super::tally::Tally;
 use super::turns::{self, Head};
 use super::{
     SqliteStore, delivery_id, failed, json, millis, notification_id, priority, state, timestamp,
 };
 use crate::id::NotificationId;
+use crate::sqlite::Writer;
+use crate::store::tally::Tally;
 use crate::store::{
-    Backlog, Chunk, Recalled, State, StoreError, Turn, Unreadable, Waiting, WaitingStore,
+    Backlog, Chunk, Hold, Recalled, State, StoreError, Turn, Unreadable, Waiting, WaitingStore,
 };
 
 /// Most rows that one transaction changes when a whole notification is cancelled or given another class.
@@ -108,6 +109,13 @@ impl WaitingStore for SqliteStore {
             .collect())
     }
 
+    async fn lead(&self, _channel: &str) -> Result<bool, StoreError> {
+        // No other process has the file, and a process has one release of each channel.
+        Ok(true)
+    }
+
+    async fn resign(&self, _channel: &str) {}
+
     async fn chunk(
         &self,
         channel: &str,
@@ -115,27 +123,20 @@ impl WaitingStore for SqliteStore {
         turn: &Turn,
         limit: usize,
     ) -> Result<Chunk, StoreError> {
+        let hold = Box::new(Held(self.writer.clone()));
         let Some(channel) = self.known_channel(channel) else {
             return Ok(Chunk {
+                rows: Vec::new(),
+                unreadable: Vec::new(),
                 next: turn.clone(),
-                ..Chunk::default()
+                hold,
             });
         };
         let class = priority.index() as i64;
         let mut heads = self.heads(channel, class, turn, limit).await?;
         let mut rows: Vec<(usize, ChunkRow)> = Vec::with_capacity(limit);
         while rows.len() < limit && heads.iter().any(|head| head.open) {
-            let shares = turns::shares(&heads, limit - rows.len());
-            // Those of whom as much is taken from the same place share a statement.
-            let mut alike: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-            for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
-                let place = (heads[index].taken, *share);
-                alike.entry(place).or_default().push(index);
-            }
-            for ((taken, share), of) in alike {
-                for index in &of {
-                    heads[*index].open = false;
-                }
+            for ((taken, share), of) in turns::alike(&mut heads, limit - rows.len()) {
                 let asked: Vec<_> = of
                     .iter()
                     .map(|index| (index, heads[*index].namespace, heads[*index].notification))
@@ -163,6 +164,7 @@ impl WaitingStore for SqliteStore {
             rows: Vec::with_capacity(rows.len()),
             unreadable: Vec::new(),
             next: turns::after(turn, &heads),
+            hold,
         };
         for (_, row) in rows {
             let number = row.1;
@@ -175,104 +177,6 @@ impl WaitingStore for SqliteStore {
             }
         }
         Ok(chunk)
-    }
-
-    async fn set_aside(&self, rows: &[Unreadable], now: Timestamp) -> Result<(), StoreError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let rows: Vec<_> = rows.iter().map(|one| (one.row, &one.reason)).collect();
-        let rows = json(&rows);
-        let now = millis(now);
-        self.write(move |c| {
-            Box::pin(async move {
-                let groups: Vec<(i64, i64, i64)> = sqlx::query_as(
-                    "SELECT d.notification, d.state, count(*) FROM json_each(?1) AS r
-                     CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0) AND d.waiting = 2
-                     GROUP BY d.notification, d.state",
-                )
-                .bind(&rows)
-                .fetch_all(&mut *c)
-                .await
-                .map_err(failed)?;
-                for statement in [
-                    "DELETE FROM carried WHERE row IN (SELECT value ->> 0 FROM json_each(?1))",
-                    "UPDATE deliveries SET state = 7, waiting = 0, dead = 1, ended_at = ?2,
-                         reason = 'unreadable', error = r.value ->> 1
-                     FROM json_each(?1) AS r WHERE row = (r.value ->> 0) AND waiting = 2",
-                ] {
-                    sqlx::query(statement)
-                        .bind(&rows)
-                        .bind(now)
-                        .execute(&mut *c)
-                        .await
-                        .map_err(failed)?;
-                }
-                let mut tally = Tally::default();
-                for (seq, from, n) in groups {
-                    tally.moved(seq, Some(state(from)?), State::Failed, n, now);
-                }
-                tally.apply(c).await
-            })
-        })
-        .await
-    }
-
-    async fn released(&self, rows: &[(i64, u16, u16)], now: Timestamp) -> Result<(), StoreError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let rows = json(rows);
-        let now = millis(now);
-        self.write(move |c| {
-            Box::pin(async move {
-                let groups: Vec<(i64, i64)> = sqlx::query_as(RELEASED_GROUPS)
-                    .bind(&rows)
-                    .fetch_all(&mut *c)
-                    .await
-                    .map_err(failed)?;
-                sqlx::query(RELEASED)
-                    .bind(rows)
-                    .bind(now)
-                    .execute(&mut *c)
-                    .await
-                    .map_err(failed)?;
-                let mut tally = Tally::default();
-                for (seq, n) in groups {
-                    tally.moved(seq, Some(State::Queued), State::Sending, n, now);
-                }
-                tally.apply(c).await
-            })
-        })
-        .await
-    }
-
-    async fn rest(&self, rows: &[i64]) -> Result<(), StoreError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let rows = json(rows);
-        self.write(move |c| {
-            Box::pin(async move {
-                for statement in [
-                    "INSERT INTO resting (namespace, template)
-                     SELECT DISTINCT n.namespace, n.template FROM json_each(?1) AS j
-                     CROSS JOIN deliveries AS d ON d.row = j.value AND d.waiting = 2
-                     CROSS JOIN notifications AS n ON n.seq = d.notification
-                     WHERE true ON CONFLICT DO NOTHING",
-                    "UPDATE deliveries SET waiting = 3
-                     WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2",
-                ] {
-                    sqlx::query(statement)
-                        .bind(&rows)
-                        .execute(&mut *c)
-                        .await
-                        .map_err(failed)?;
-                }
-                Ok(())
-            })
-        })
-        .await
     }
 
     async fn resting(&self) -> Result<Vec<(Arc<str>, Arc<str>)>, StoreError> {
@@ -749,6 +653,95 @@ impl SqliteStore {
     }
 }
 
+/// There is nothing to hold: nobody else takes rows of this file.
+struct Held(Writer);
+
+#[async_trait]
+impl Hold for Held {
+    async fn settle(
+        self: Box<Self>,
+        left: &[(i64, u16, u16)],
+        resting: &[i64],
+        unreadable: &[Unreadable],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let unreadable: Vec<_> = unreadable
+            .iter()
+            .map(|one| (one.row, &one.reason))
+            .collect();
+        let any = [
+            !left.is_empty(),
+            !resting.is_empty(),
+            !unreadable.is_empty(),
+        ];
+        let [left, resting, unreadable] = [json(left), json(resting), json(&unreadable)];
+        let now = millis(now);
+        self.0
+            .run(move |c| {
+                Box::pin(async move {
+                    let [any_left, any_resting, any_unreadable] = any;
+                    let mut tally = Tally::default();
+                    if any_left {
+                        for (seq, from, n) in grouped(c, RELEASED_GROUPS, &left).await? {
+                            if from == State::Queued {
+                                tally.moved(seq, Some(from), State::Sending, n, now);
+                            }
+                        }
+                        change(c, RELEASED, &left, now).await?;
+                    }
+                    if any_resting {
+                        for statement in [RESTING, REST] {
+                            change(c, statement, &resting, now).await?;
+                        }
+                    }
+                    if any_unreadable {
+                        for (seq, from, n) in grouped(c, UNREADABLE_GROUPS, &unreadable).await? {
+                            tally.moved(seq, Some(from), State::Failed, n, now);
+                        }
+                        for statement in [NOT_CARRIED, UNREADABLE] {
+                            change(c, statement, &unreadable, now).await?;
+                        }
+                    }
+                    tally.apply(c).await
+                })
+            })
+            .await
+    }
+}
+
+/// How many of the rows given each notification has in which state.
+async fn grouped(
+    connection: &mut sqlx::SqliteConnection,
+    statement: &'static str,
+    rows: &str,
+) -> Result<Vec<(i64, State, i64)>, StoreError> {
+    let groups: Vec<(i64, i64, i64)> = sqlx::query_as(statement)
+        .bind(rows)
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    groups
+        .into_iter()
+        .map(|(seq, from, n)| Ok((seq, state(from)?, n)))
+        .collect()
+}
+
+/// Changes rows that are given as JSON.
+async fn change(
+    connection: &mut sqlx::SqliteConnection,
+    statement: &'static str,
+    rows: &str,
+    now: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(statement)
+        .bind(rows)
+        .bind(now)
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
 /// Notes in the trail of notifications (a JSON array of their numbers) what happened to them as a whole. What was
 /// cancelled already is not cancelled again.
 async fn note(
@@ -906,15 +899,35 @@ pub(super) const CHUNK: &str =
     CROSS JOIN notifications AS n ON n.seq = d.notification
     LEFT JOIN carried AS c ON c.row = d.row";
 
-pub(super) const RELEASED_GROUPS: &str = "SELECT d.notification, count(*) FROM json_each(?1) AS r
+pub(super) const RELEASED_GROUPS: &str =
+    "SELECT d.notification, d.state, count(*) FROM json_each(?1) AS r
     CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0)
-    WHERE d.waiting = 2 AND d.round = (r.value ->> 1) AND d.attempt = (r.value ->> 2) AND d.state = 1
-    GROUP BY d.notification";
+    WHERE d.waiting = 2 AND d.round = (r.value ->> 1) AND d.attempt = (r.value ->> 2)
+    GROUP BY d.notification, d.state";
 
 pub(super) const RELEASED: &str = "UPDATE deliveries SET waiting = 0, state = CASE state WHEN 1 THEN 2 ELSE state END,
         released_at = ?2, heard_at = max(coalesce(heard_at, 0), ?2)
     FROM json_each(?1) AS r
     WHERE row = (r.value ->> 0) AND waiting = 2 AND round = (r.value ->> 1) AND attempt = (r.value ->> 2)";
+
+const RESTING: &str = "INSERT INTO resting (namespace, template)
+    SELECT DISTINCT n.namespace, n.template FROM json_each(?1) AS j
+    CROSS JOIN deliveries AS d ON d.row = j.value AND d.waiting = 2
+    CROSS JOIN notifications AS n ON n.seq = d.notification
+    WHERE ?2 IS NOT NULL ON CONFLICT DO NOTHING";
+
+const REST: &str = "UPDATE deliveries SET waiting = 3
+    WHERE row IN (SELECT value FROM json_each(?1)) AND waiting = 2 AND ?2 IS NOT NULL";
+
+const UNREADABLE_GROUPS: &str = "SELECT d.notification, d.state, count(*) FROM json_each(?1) AS r
+    CROSS JOIN deliveries AS d ON d.row = (r.value ->> 0) AND d.waiting = 2 GROUP BY d.notification, d.state";
+
+const NOT_CARRIED: &str =
+    "DELETE FROM carried WHERE row IN (SELECT value ->> 0 FROM json_each(?1)) AND ?2 IS NOT NULL";
+
+const UNREADABLE: &str = "UPDATE deliveries SET state = 7, waiting = 0, dead = 1, ended_at = ?2,
+        reason = 'unreadable', error = r.value ->> 1
+    FROM json_each(?1) AS r WHERE row = (r.value ->> 0) AND waiting = 2";
 
 /// Wakes at most `?2` rows of notifications (`?1`: their numbers).
 pub(super) const WAKE: &str = "UPDATE deliveries SET waiting = 2 WHERE row IN (

@@ -1,10 +1,24 @@
 //! A delivery's audit trail: what its row and its notification say themselves, with the entries that were appended.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::history::Found;
-use super::{corrupt, timestamp};
-use crate::store::{State, StoreError, TrailEntry};
+use super::columns::{corrupt, timestamp};
+use super::{DeliveryRecord, State, StoreError, TrailEntry};
+
+/// A delivery's row: the record, and what the trail and cursors need of it.
+pub(super) struct Found {
+    pub record: DeliveryRecord,
+    /// Where it is: in SQLite its row, in PostgreSQL its day.
+    pub row: i64,
+    pub attempt: u16,
+    pub waiting: bool,
+    pub milliseconds: Option<i64>,
+    /// The notification's number.
+    pub seq: i64,
+    pub accepted_at: Timestamp,
+    pub sender: String,
+}
 
 /// An entry as the table has it: when (milliseconds), round, attempt, step, detail.
 pub(super) type Line = (i64, i64, i64, String, String);

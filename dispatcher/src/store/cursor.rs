@@ -43,6 +43,6 @@ pub(super) fn page<T, K: Serialize>(
     let next = items
         .last()
         .filter(|_| more)
-        .map(|last| URL_SAFE_NO_PAD.encode(super::json(&key(last))));
+        .map(|last| URL_SAFE_NO_PAD.encode(super::columns::json(&key(last))));
     Page { items, next }
 }

@@ -21,7 +21,7 @@ pub(super) struct Head {
 
 /// How much of each head comes next into `room`: as much of each namespace, and within it as much of each notification;
 /// the first ones get what does not divide. Heads that are not open get nothing.
-pub(super) fn shares(heads: &[Head], room: usize) -> Vec<usize> {
+fn shares(heads: &[Head], room: usize) -> Vec<usize> {
     // Open heads by namespace, namespaces in the order in which they come first.
     let mut namespaces: Vec<(i64, Vec<usize>)> = Vec::new();
     let mut places = BTreeMap::new();
@@ -40,6 +40,23 @@ pub(super) fn shares(heads: &[Head], room: usize) -> Vec<usize> {
         }
     }
     shares
+}
+
+/// What to take next into `room`, by where to begin and how much: those of whom as much is taken from the same place
+/// share a statement. The heads are closed until they turn out to have as much.
+pub(super) fn alike(heads: &mut [Head], room: usize) -> BTreeMap<(usize, usize), Vec<usize>> {
+    let shares = shares(heads, room);
+    let mut alike: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    for (index, share) in shares
+        .into_iter()
+        .enumerate()
+        .filter(|(_, share)| *share > 0)
+    {
+        let head = &mut heads[index];
+        head.open = false;
+        alike.entry((head.taken, share)).or_default().push(index);
+    }
+    alike
 }
 
 /// The part that one of `n` gets.

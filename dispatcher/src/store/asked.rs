@@ -1,6 +1,7 @@
 //! What was asked, as the store keeps it: JSON, compressed if it is long.
 
-use super::corrupt;
+use super::columns;
+use super::columns::corrupt;
 use crate::message::Request;
 use crate::store::StoreError;
 
@@ -20,7 +21,7 @@ pub(super) enum Packed {
 
 /// Sensitive requests are never compressed, so that SQL can blank their parameters.
 pub(super) fn pack(request: &Request) -> Packed {
-    let text = super::json(request);
+    let text = columns::json(request);
     if text.len() <= LONG || request.sensitive {
         return Packed::Text(text);
     }
@@ -42,6 +43,6 @@ pub(super) fn unpack(packed: bool, column: &[u8], priority: i64) -> Result<Reque
     };
     let mut request: Request =
         serde_json::from_slice(text).map_err(|error| corrupt(PLACE, &error))?;
-    request.priority = super::priority(priority)?;
+    request.priority = columns::priority(priority)?;
     Ok(request)
 }

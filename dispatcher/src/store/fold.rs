@@ -12,12 +12,15 @@
 //! all the same, the row keeps the one that came first.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::State;
+use super::columns::json as json_text;
+use crate::id::DeliveryId;
 use crate::message::{Event, Failure, Step};
-use crate::store::State;
 
 /// What of a row an event can change, and what it must know to do so.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +81,49 @@ pub(super) struct Line(
     /// JSON object.
     pub String,
 );
+
+/// A row as it was and as it becomes.
+pub(super) struct Change {
+    pub was: Row,
+    pub is: Row,
+    pub carried: Carried,
+}
+
+impl Change {
+    /// Nothing has changed yet.
+    pub(super) fn none(row: Row) -> Self {
+        Self {
+            is: row.clone(),
+            was: row,
+            carried: Carried::Kept,
+        }
+    }
+}
+
+/// Folds events into their rows, in order. Answers the lines of the trail that they make, and the events without a row.
+pub(super) fn fold_all<'e>(
+    changes: &mut HashMap<DeliveryId, Change>,
+    events: &'e [Event],
+) -> (Vec<Line>, Vec<&'e Event>) {
+    let mut trail = Vec::new();
+    let mut orphans = Vec::new();
+    for event in events {
+        match changes.get_mut(&event.delivery) {
+            Some(change) => fold(&mut change.is, &mut change.carried, event, &mut trail),
+            None => orphans.push(event),
+        }
+    }
+    (trail, orphans)
+}
+
+/// What an overdue row becomes, and whether it waits: nobody waits for what was called back, so it is not released again.
+pub(super) const fn redriven(called_back: bool, tried: i64) -> (State, u8) {
+    match (called_back, tried) {
+        (true, _) => (State::Cancelled, 0),
+        (false, 0) => (State::Queued, 2),
+        (false, _) => (State::Retrying, 2),
+    }
+}
 
 /// The name of a step in the trail.
 pub(super) const fn name(step: &Step) -> &'static str {
@@ -169,7 +215,7 @@ fn retry(row: &mut Row, carried: &mut Carried, event: &Event, at: i64, trail: &m
                 (0, false) => State::Queued,
             };
             row.said = said(error);
-            *carried = Carried::Put(super::json(delivery).into_bytes());
+            *carried = Carried::Put(json_text(delivery).into_bytes());
         }
         Step::Retrying { error, .. } => {
             // What goes out next is with the relay; what came back before is older than that.
@@ -226,7 +272,7 @@ fn finish(
         Step::Failed {
             delivery: Some(delivery),
             ..
-        } if !delivery.sensitive => Carried::Put(super::json(delivery).into_bytes()),
+        } if !delivery.sensitive => Carried::Put(json_text(delivery).into_bytes()),
         _ if outdated => Carried::Dropped,
         _ => Carried::Kept,
     };
@@ -311,4 +357,88 @@ fn line(row: i64, at: i64, event: &Event) -> Line {
         name(&event.step),
         detail,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Waiting;
+    use crate::store::contract::histories::{Told, histories, step};
+    use crate::store::contract::stages::{at, event, request, row};
+
+    /// Folds events of one delivery in this order and in batches, as the tables would keep the result.
+    fn folded(told: &[Told], order: &[usize], batch: usize) -> impl PartialEq + std::fmt::Debug {
+        let out = Waiting {
+            row: 1,
+            id: row(&request("1").id, "ann").id,
+            notification: request("1").id,
+            recipient: "ann".into(),
+            endpoint: "ann@mail.example".into(),
+            locale: "ko".into(),
+            due: at(0),
+            round: 0,
+            attempt: 1,
+            tried: 0,
+            delivery: None,
+        };
+        let mut row = Row {
+            number: 1,
+            seq: 1,
+            called_back: false,
+            state: State::Sending,
+            waiting: 0,
+            dead: false,
+            round: 0,
+            attempt: 1,
+            tried: 0,
+            due_at: 0,
+            heard_at: 0,
+            ended_at: None,
+            said: Said::default(),
+        };
+        let mut kept = None;
+        let mut trail = std::collections::BTreeMap::new();
+        for some in order.chunks(batch) {
+            let mut carried = Carried::Kept;
+            let mut lines = Vec::new();
+            for place in some {
+                let (_, round, attempt, number, tried) = told[*place];
+                let milliseconds = *place as i64 + 1;
+                let event = Event {
+                    round,
+                    tried,
+                    ..event(
+                        &out,
+                        attempt,
+                        milliseconds,
+                        step(&out, round, attempt, number, milliseconds),
+                    )
+                };
+                fold(&mut row, &mut carried, &event, &mut lines);
+            }
+            match carried {
+                Carried::Kept => {}
+                Carried::Put(delivery) => kept = Some(delivery),
+                Carried::Dropped => kept = None,
+            }
+            for Line(_, at, round, attempt, step, detail) in lines {
+                trail.entry((at, round, attempt, step)).or_insert(detail);
+            }
+        }
+        (row, kept, trail)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_096, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_row_is_the_same_after_repeated_and_reordered_events((told, order, batch) in histories(1)) {
+            let straight: Vec<usize> = (0..told.len()).collect();
+            let expected = folded(&told, &straight, told.len());
+            let found = folded(&told, &order, batch);
+            prop_assert_eq!(expected, found);
+        }
+    }
 }
