@@ -25,7 +25,7 @@ run: ## Starts Herald with a mail server and a webhook receiver of its own, send
 test: lint docs test-unit test-e2e ## Everything a change has to pass.
 
 .PHONY: test-unit
-test-unit: ## The tests of every crate, but for those against Pulsar.
+test-unit: ## The tests of every crate, but for those against Pulsar and PostgreSQL.
 	@scripts/need cargo
 	cargo test --workspace
 
@@ -33,6 +33,11 @@ test-unit: ## The tests of every crate, but for those against Pulsar.
 test-pulsar: ## The broker's contract suite, and what only shows when it breaks, against a real Pulsar.
 	@scripts/need cargo protoc pulsar postgresql
 	cargo test -p herald-e2e --features pulsar --test pulsar
+
+.PHONY: test-postgres
+test-postgres: ## The store's contract suite, and what only several gateways show, against a PostgreSQL of the tests' own.
+	@scripts/need cargo postgresql
+	cargo test -p herald-dispatcher --features postgres --lib -- store::postgres
 
 .PHONY: soak
 soak: ## What takes too long for every change: the broker killed ten times under load.

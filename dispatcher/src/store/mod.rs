@@ -4,8 +4,8 @@
 //! transaction (group-committed where the database is embedded), is repeated safely, and takes `now` rather than
 //! reading a clock.
 //!
-//! - `plan`, `waiting`, `record`, `history`, `people`: what each stage needs. `sqlite`: how it is done.
-//! - What databases do alike, pure: `fold`, how an event changes a row; `tally`, how many deliveries of a
+//! - `plan`, `waiting`, `record`, `history`, `people`: what each stage needs. `sqlite`, `postgres`: how it is done.
+//! - What both databases do alike, pure: `fold`, how an event changes a row; `tally`, how many deliveries of a
 //!   notification are in which state; `turns`, how a chunk is divided; `trail`, how a trail is told; `asked`, what was
 //!   asked, as it is kept; `directory`, what changes with people; `cursor`, where a page begins; `columns`, the rest.
 
@@ -19,6 +19,8 @@ mod fold;
 mod history;
 mod people;
 mod plan;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod record;
 pub mod sqlite;
 mod tally;

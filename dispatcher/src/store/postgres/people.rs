@@ -1,0 +1,634 @@
+//! The directory, managed groups, suppressions, schedules and keys.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::postgres::PgConnection;
+
+use super::members::columns;
+use super::{PostgresStore, corrupt, cursor, failed, json, millis, timestamp, unanswered};
+use crate::id::{NotificationId, order};
+use crate::store::directory::{
+    self, Batch, Before, Changes, MANY, beyond, members, parse, schedule_record,
+};
+use crate::store::{
+    ApiKey, HistoryError, Page, Paging, PeopleStore, Recipient, ScheduleRecord, StoreError,
+    SuppressedAddress,
+};
+
+/// Of a recipient `r`: has all labels, `$5` keys and `$6` values.
+macro_rules! labelled {
+    () => {
+        " AND NOT EXISTS (SELECT 1 FROM unnest($5::text[], $6::text[]) AS t(key, value) WHERE NOT EXISTS (
+            SELECT 1 FROM recipient_labels AS l
+            WHERE l.namespace = $1 AND l.key = t.key AND l.value = t.value AND l.ord = r.ord AND l.id = r.id
+                AND l.valid_to IS NULL)) "
+    };
+}
+
+/// People by id. `$1` namespace, `$2` after this id, `$3` and `$4` from and before these ids, `$7` limit.
+pub(super) const BY_ID: &str = concat!(
+    "SELECT r.recipient FROM recipients AS r
+     WHERE r.namespace = $1 AND r.id > $2 AND r.id >= $3 AND r.id < $4",
+    labelled!(),
+    "ORDER BY r.id LIMIT $7"
+);
+
+/// People with a label of which there are not too many: `$8` is its key and `$9` its value; the others as above.
+pub(super) const BY_LABEL: &str = concat!(
+    "WITH few AS MATERIALIZED (
+         SELECT f.ord, f.id FROM recipient_labels AS f
+         WHERE f.namespace = $1 AND f.key = $8 AND f.value = $9 AND f.valid_to IS NULL)
+     SELECT r.recipient FROM few JOIN recipients AS r ON r.namespace = $1 AND r.ord = few.ord AND r.id = few.id
+     WHERE few.id > $2 AND few.id >= $3 AND few.id < $4",
+    labelled!(),
+    "ORDER BY r.id LIMIT $7"
+);
+
+/// People with exactly this address (`$3`); `$4` is not asked about.
+pub(super) const BY_ADDRESS: &str = concat!(
+    "SELECT r.recipient FROM recipient_addresses AS a
+         JOIN recipients AS r ON r.namespace = $1 AND r.id = a.id
+     WHERE a.namespace = $1 AND a.address = $3 AND a.id > $2 AND $4::text IS NOT NULL",
+    labelled!(),
+    "ORDER BY a.id LIMIT $7"
+);
+
+/// How many people have a label, counted no further than [`MANY`].
+pub(super) const COUNT_LABEL: &str = "SELECT count(*) FROM (
+        SELECT 1 FROM recipient_labels
+        WHERE namespace = $1 AND key = $2 AND value = $3 AND valid_to IS NULL LIMIT $4) AS some_of_them";
+
+/// Rows come as JSON arrays.
+macro_rules! given {
+    () => {
+        "json_array_elements($2::json) WITH ORDINALITY AS n(value, place)"
+    };
+}
+
+pub(super) const FIND_EXISTING: &str = concat!(
+    "SELECT n.place - 1, r.recipient FROM ",
+    given!(),
+    " JOIN recipients AS r
+         ON r.namespace = $1 AND r.ord = (n.value ->> 0)::bigint AND r.id = (n.value ->> 1)"
+);
+
+pub(super) const PUT_RECIPIENTS: &str = concat!(
+    "INSERT INTO recipients (namespace, ord, id, recipient)
+     SELECT $1, (n.value ->> 0)::bigint, n.value ->> 1, n.value ->> 2 FROM ",
+    given!(),
+    " WHERE $3::bigint IS NOT NULL
+     ON CONFLICT (namespace, ord, id) DO UPDATE SET recipient = excluded.recipient"
+);
+
+pub(super) const PUT_ADDRESSES: &str = concat!(
+    "INSERT INTO recipient_addresses (namespace, address, id)
+     SELECT $1, n.value ->> 0, n.value ->> 1 FROM ",
+    given!(),
+    " WHERE $3::bigint IS NOT NULL ON CONFLICT DO NOTHING"
+);
+
+pub(super) const DELETE_ADDRESSES: &str = concat!(
+    "DELETE FROM recipient_addresses AS a USING ",
+    given!(),
+    " WHERE $3::bigint IS NOT NULL AND a.namespace = $1 AND a.address = (n.value ->> 0) AND a.id = (n.value ->> 1)"
+);
+
+pub(super) const PUT_LABELS: &str = concat!(
+    "INSERT INTO recipient_labels (namespace, key, value, ord, id, valid_from)
+     SELECT $1, n.value ->> 0, n.value ->> 1, (n.value ->> 2)::bigint, n.value ->> 3, $3::bigint FROM ",
+    given!(),
+    " ON CONFLICT (namespace, key, value, ord, id, valid_from) DO UPDATE SET valid_to = NULL"
+);
+
+pub(super) const END_LABELS: &str = concat!(
+    "UPDATE recipient_labels AS l SET valid_to = greatest($3, l.valid_from) FROM ",
+    given!(),
+    " WHERE l.valid_to IS NULL AND l.namespace = $1 AND l.key = (n.value ->> 0) AND l.value = (n.value ->> 1)
+         AND l.ord = (n.value ->> 2)::bigint AND l.id = (n.value ->> 3)"
+);
+
+pub(super) const END_LABELS_OF: &str =
+    "UPDATE recipient_labels SET valid_to = greatest($3, valid_from)
+     WHERE namespace = $1 AND id = $2 AND valid_to IS NULL";
+
+pub(super) const END_MEMBERSHIPS_OF: &str = "UPDATE members AS m SET valid_to = greatest($4, m.valid_from)
+    FROM groups AS g WHERE g.namespace = $1 AND m.group_id = g.id AND m.ord = $2 AND m.id = $3 AND m.valid_to IS NULL";
+
+pub(super) const END_MEMBERS: &str = concat!(
+    "UPDATE members AS m SET valid_to = greatest($3, m.valid_from) FROM ",
+    given!(),
+    " WHERE m.valid_to IS NULL AND m.group_id = $1 AND m.ord = (n.value ->> 0)::bigint AND m.id = (n.value ->> 1)"
+);
+
+pub(super) const PUT_MEMBERS: &str = concat!(
+    "INSERT INTO members (group_id, ord, id, valid_from)
+     SELECT $1::bigint, (n.value ->> 0)::bigint, n.value ->> 1, $3::bigint FROM ",
+    given!(),
+    " WHERE NOT EXISTS (
+         SELECT 1 FROM members AS m
+         WHERE m.group_id = $1 AND m.ord = (n.value ->> 0)::bigint AND m.id = (n.value ->> 1) AND m.valid_to IS NULL)
+     ON CONFLICT (group_id, ord, id, valid_from) DO UPDATE SET valid_to = NULL"
+);
+
+pub(super) const LIST_MEMBERS: &str = "SELECT m.id FROM members AS m
+    WHERE m.group_id = (SELECT g.id FROM groups AS g WHERE g.namespace = $1 AND g.name = $2)
+        AND m.id > $3 AND m.valid_to IS NULL
+    ORDER BY m.id LIMIT $4";
+
+pub(super) const LIST_SUPPRESSIONS: &str = "SELECT medium, address, reason, since FROM suppressions
+    WHERE namespace = $1 AND (address, medium) > ($2, $3) ORDER BY address, medium LIMIT $4";
+
+pub(super) const SCHEDULE: &str =
+    "SELECT created_at, last_due, last_notification, missed FROM schedules
+    WHERE namespace = $1 AND name = $2";
+
+/// Two who write to one namespace's directory take turns: what changes with a recipient is found by reading it first. The
+/// lock ends with the transaction.
+const IN_TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended('people ' || $1, 0))";
+
+/// Begins to write to a namespace's directory.
+async fn in_turn(connection: &mut PgConnection, namespace: &str) -> Result<(), StoreError> {
+    sqlx::query(IN_TURN)
+        .bind(namespace)
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// What of a batch is in the directory already.
+async fn before(
+    connection: &mut PgConnection,
+    namespace: &str,
+    batch: &Batch,
+) -> Result<Before, StoreError> {
+    let found: Vec<(i64, String)> = sqlx::query_as(FIND_EXISTING)
+        .bind(namespace)
+        .bind(json(&batch.asked()))
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    Ok(batch.before(found))
+}
+
+async fn put(
+    connection: &mut PgConnection,
+    namespace: &str,
+    batch: &Batch,
+    before: &Before,
+    now: i64,
+) -> Result<Vec<bool>, StoreError> {
+    let old = before.changing(batch)?;
+    let changes = Changes::new(batch, before, &old);
+    for (statement, rows, n) in [
+        (
+            PUT_RECIPIENTS,
+            json(&changes.recipients),
+            changes.recipients.len(),
+        ),
+        (
+            DELETE_ADDRESSES,
+            json(&changes.old_addresses),
+            changes.old_addresses.len(),
+        ),
+        (
+            PUT_ADDRESSES,
+            json(&changes.new_addresses),
+            changes.new_addresses.len(),
+        ),
+        (
+            END_LABELS,
+            json(&changes.old_labels),
+            changes.old_labels.len(),
+        ),
+        (
+            PUT_LABELS,
+            json(&changes.new_labels),
+            changes.new_labels.len(),
+        ),
+    ] {
+        if n > 0 {
+            sqlx::query(statement)
+                .bind(namespace)
+                .bind(rows)
+                .bind(now)
+                .execute(&mut *connection)
+                .await
+                .map_err(failed)?;
+        }
+    }
+    Ok(batch.new_ones(before))
+}
+
+#[async_trait]
+impl PeopleStore for PostgresStore {
+    async fn put_recipients(
+        &self,
+        namespace: &str,
+        recipients: &[Recipient],
+        now: Timestamp,
+    ) -> Result<Vec<bool>, StoreError> {
+        let batch = Batch::new(recipients);
+        let mut tx = self.begin().await?;
+        in_turn(&mut tx, namespace).await?;
+        let before = before(&mut tx, namespace, &batch).await?;
+        let new = put(&mut tx, namespace, &batch, &before, millis(now)).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(new)
+    }
+
+    async fn replace_recipient(
+        &self,
+        namespace: &str,
+        recipient: &Recipient,
+        expected: Option<&Recipient>,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let batch = Batch::new(std::slice::from_ref(recipient));
+        let mut tx = self.begin().await?;
+        in_turn(&mut tx, namespace).await?;
+        let before = before(&mut tx, namespace, &batch).await?;
+        if !before.is(expected.map(json).as_deref()) {
+            return Ok(false);
+        }
+        put(&mut tx, namespace, &batch, &before, millis(now)).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+
+    async fn recipient(&self, namespace: &str, id: &str) -> Result<Option<Recipient>, StoreError> {
+        let found: Option<String> = sqlx::query_scalar(
+            "SELECT recipient FROM recipients WHERE namespace = $1 AND ord = $2 AND id = $3",
+        )
+        .bind(namespace)
+        .bind(i64::from(order(id)))
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed)?;
+        found.as_deref().map(parse).transpose()
+    }
+
+    async fn recipients(
+        &self,
+        namespace: &str,
+        query: Option<&str>,
+        labels: &[(String, String)],
+        paging: &Paging,
+    ) -> Result<Page<Recipient>, HistoryError> {
+        let after: String = cursor::after(paging)?.unwrap_or_default();
+        let prefix = query.unwrap_or_default();
+        let mut rarest: Option<(i64, &(String, String))> = None;
+        for label in labels {
+            let count: i64 = sqlx::query_scalar(COUNT_LABEL)
+                .bind(namespace)
+                .bind(&label.0)
+                .bind(&label.1)
+                .bind(MANY)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(unanswered)?;
+            if count < MANY && rarest.is_none_or(|(least, _)| count < least) {
+                rarest = Some((count, label));
+            }
+        }
+        let (keys, values) = columns(labels);
+        let ask = |statement| {
+            sqlx::query_scalar::<_, String>(statement)
+                .bind(namespace)
+                .bind(&after)
+                .bind(prefix)
+                .bind(beyond(prefix))
+                .bind(&keys)
+                .bind(&values)
+                .bind(cursor::rows(paging))
+        };
+        let by_id = match rarest {
+            Some((_, (key, value))) => ask(BY_LABEL).bind(key).bind(value),
+            None => ask(BY_ID),
+        };
+        let mut found = by_id.fetch_all(&self.pool).await.map_err(unanswered)?;
+        if !prefix.is_empty() {
+            let by_address = ask(BY_ADDRESS).fetch_all(&self.pool);
+            found.extend(by_address.await.map_err(unanswered)?);
+        }
+        let people = directory::people(&found).map_err(HistoryError::Store)?;
+        Ok(cursor::page(paging, people, |last| last.id.clone()))
+    }
+
+    async fn delete_recipient(
+        &self,
+        namespace: &str,
+        id: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let ord = i64::from(order(id));
+        let mut tx = self.begin().await?;
+        in_turn(&mut tx, namespace).await?;
+        let deleted =
+            sqlx::query("DELETE FROM recipients WHERE namespace = $1 AND ord = $2 AND id = $3")
+                .bind(namespace)
+                .bind(ord)
+                .bind(id)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        if deleted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query("DELETE FROM recipient_addresses WHERE namespace = $1 AND id = $2")
+            .bind(namespace)
+            .bind(id)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query(END_LABELS_OF)
+            .bind(namespace)
+            .bind(id)
+            .bind(millis(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query(END_MEMBERSHIPS_OF)
+            .bind(namespace)
+            .bind(ord)
+            .bind(id)
+            .bind(millis(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+
+    async fn change_members(
+        &self,
+        namespace: &str,
+        group: &str,
+        add: &[String],
+        remove: &[String],
+        now: Timestamp,
+    ) -> Result<(u64, u64), StoreError> {
+        let mut tx = self.begin().await?;
+        in_turn(&mut tx, namespace).await?;
+        // Updating nothing makes RETURNING answer for a group that is there.
+        let group: i64 = sqlx::query_scalar(
+            "INSERT INTO groups (namespace, name) VALUES ($1, $2)
+             ON CONFLICT (namespace, name) DO UPDATE SET name = excluded.name RETURNING id",
+        )
+        .bind(namespace)
+        .bind(group)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let mut changed = [0_u64; 2];
+        let statements = [(END_MEMBERS, members(remove)), (PUT_MEMBERS, members(add))];
+        for ((statement, rows), changed) in statements.into_iter().zip(&mut changed) {
+            *changed = sqlx::query(statement)
+                .bind(group)
+                .bind(rows)
+                .bind(millis(now))
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?
+                .rows_affected();
+        }
+        tx.commit().await.map_err(failed)?;
+        let [removed, added] = changed;
+        Ok((added, removed))
+    }
+
+    async fn group_members(
+        &self,
+        namespace: &str,
+        group: &str,
+        paging: &Paging,
+    ) -> Result<Page<String>, HistoryError> {
+        let after: String = cursor::after(paging)?.unwrap_or_default();
+        let ids: Vec<String> = sqlx::query_scalar(LIST_MEMBERS)
+            .bind(namespace)
+            .bind(group)
+            .bind(after)
+            .bind(cursor::rows(paging))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(unanswered)?;
+        Ok(cursor::page(paging, ids, Clone::clone))
+    }
+
+    async fn suppress(
+        &self,
+        namespace: &str,
+        address: &SuppressedAddress,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO suppressions (namespace, medium, address, reason, since)
+             VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (namespace, address, medium)
+             DO UPDATE SET reason = excluded.reason, since = excluded.since",
+        )
+        .bind(namespace)
+        .bind(&address.medium)
+        .bind(super::clean(&address.address))
+        .bind(super::clean(&address.reason))
+        .bind(millis(address.since))
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn unsuppress(
+        &self,
+        namespace: &str,
+        medium: &str,
+        address: &str,
+    ) -> Result<bool, StoreError> {
+        let deleted = sqlx::query(
+            "DELETE FROM suppressions WHERE namespace = $1 AND address = $2 AND medium = $3",
+        )
+        .bind(namespace)
+        .bind(address)
+        .bind(medium)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    async fn suppression(
+        &self,
+        namespace: &str,
+        medium: &str,
+        address: &str,
+    ) -> Result<Option<SuppressedAddress>, StoreError> {
+        let found: Option<(String, i64)> = sqlx::query_as(
+            "SELECT reason, since FROM suppressions
+             WHERE namespace = $1 AND address = $2 AND medium = $3",
+        )
+        .bind(namespace)
+        .bind(address)
+        .bind(medium)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed)?;
+        found
+            .map(|(reason, since)| suppressed(medium.to_owned(), address.to_owned(), reason, since))
+            .transpose()
+    }
+
+    async fn suppressions(
+        &self,
+        namespace: &str,
+        paging: &Paging,
+    ) -> Result<Page<SuppressedAddress>, HistoryError> {
+        let (address, medium): (String, String) = cursor::after(paging)?.unwrap_or_default();
+        let rows: Vec<(String, String, String, i64)> = sqlx::query_as(LIST_SUPPRESSIONS)
+            .bind(namespace)
+            .bind(address)
+            .bind(medium)
+            .bind(cursor::rows(paging))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(unanswered)?;
+        let entries = rows
+            .into_iter()
+            .map(|(medium, address, reason, since)| suppressed(medium, address, reason, since))
+            .collect::<Result<_, _>>()
+            .map_err(HistoryError::Store)?;
+        Ok(cursor::page(paging, entries, |last: &SuppressedAddress| {
+            (last.address.clone(), last.medium.clone())
+        }))
+    }
+
+    async fn schedule(
+        &self,
+        namespace: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<ScheduleRecord, StoreError> {
+        // Asked often and written once: an idle service does not write.
+        let ask = || sqlx::query_as(SCHEDULE).bind(namespace).bind(name);
+        let known = ask().fetch_optional(&self.pool).await.map_err(failed)?;
+        if let Some(record) = known {
+            return schedule_record(record);
+        }
+        sqlx::query(
+            "INSERT INTO schedules (namespace, name, created_at) VALUES ($1, $2, $3)
+             ON CONFLICT (namespace, name) DO NOTHING",
+        )
+        .bind(namespace)
+        .bind(name)
+        .bind(millis(now))
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        schedule_record(ask().fetch_one(&self.pool).await.map_err(failed)?)
+    }
+
+    async fn schedule_fired(
+        &self,
+        namespace: &str,
+        name: &str,
+        due: Timestamp,
+        notification: Option<NotificationId>,
+        missed: u64,
+    ) -> Result<(), StoreError> {
+        // One that was skipped is missed itself.
+        let missed = missed as i64 + i64::from(notification.is_none());
+        sqlx::query(
+            "INSERT INTO schedules AS s
+                 (namespace, name, created_at, last_due, last_notification, missed)
+             VALUES ($1, $2, $3, $3, $4, $5)
+             ON CONFLICT (namespace, name) DO UPDATE SET
+                 last_due = excluded.last_due,
+                 last_notification = coalesce(excluded.last_notification, s.last_notification),
+                 missed = s.missed + excluded.missed
+             WHERE s.last_due IS NULL OR s.last_due < excluded.last_due",
+        )
+        .bind(namespace)
+        .bind(name)
+        .bind(millis(due))
+        .bind(notification.as_ref().map(|id| id.as_bytes().as_slice()))
+        .bind(missed)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
+        let rows: Vec<(String, Vec<u8>, String, i64)> =
+            sqlx::query_as("SELECT name, digest, scopes, created_at FROM keys ORDER BY name")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+        rows.into_iter()
+            .map(|(name, digest, scopes, created_at)| {
+                Ok(ApiKey {
+                    name,
+                    digest: digest
+                        .try_into()
+                        .map_err(|_| corrupt("keys.digest", &"not 32 bytes"))?,
+                    scopes: serde_json::from_str(&scopes)
+                        .map_err(|error| corrupt("keys.scopes", &error))?,
+                    created_at: timestamp(created_at, "keys.created_at")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn put_key(&self, key: &ApiKey) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO keys (name, digest, scopes, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (name) DO UPDATE SET digest = excluded.digest,
+                 scopes = excluded.scopes, created_at = excluded.created_at",
+        )
+        .bind(&key.name)
+        .bind(key.digest.as_slice())
+        .bind(json(&key.scopes))
+        .bind(millis(key.created_at))
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn add_key(&self, key: &ApiKey) -> Result<bool, StoreError> {
+        let added = sqlx::query(
+            "INSERT INTO keys (name, digest, scopes, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(&key.name)
+        .bind(key.digest.as_slice())
+        .bind(json(&key.scopes))
+        .bind(millis(key.created_at))
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(added.rows_affected() > 0)
+    }
+
+    async fn delete_key(&self, name: &str) -> Result<bool, StoreError> {
+        let deleted = sqlx::query("DELETE FROM keys WHERE name = $1")
+            .bind(name)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(deleted.rows_affected() > 0)
+    }
+}
+
+fn suppressed(
+    medium: String,
+    address: String,
+    reason: String,
+    since: i64,
+) -> Result<SuppressedAddress, StoreError> {
+    Ok(SuppressedAddress {
+        medium,
+        address,
+        reason,
+        since: timestamp(since, "suppressions.since")?,
+    })
+}
