@@ -80,29 +80,18 @@ impl PostgresStore {
         let over: Vec<i32> = sqlx::query_scalar(OVER)
             .bind(before)
             .bind(ended)
+            .bind(None::<i32>)
             .fetch_all(&self.pool)
             .await
             .map_err(failed)?;
         let mut dropped = 0;
         for day in over {
             self.days.forget();
-            let mut connection = self.pool.acquire().await.map_err(failed)?;
-            let mut tx = connection.begin().await.map_err(failed)?;
-            let tables = PARTITIONED.map(|table| format!("{table}_{day}")).join(", ");
-            let statement = format!(
-                "SET LOCAL lock_timeout = '2s';
-                 SELECT pg_advisory_xact_lock({LOCK});
-                 DROP TABLE IF EXISTS {tables};
-                 DELETE FROM carried WHERE day = {day};
-                 DELETE FROM days WHERE day = {day}"
-            );
-            let done = sqlx::raw_sql(AssertSqlSafe(statement))
-                .execute(&mut *tx)
-                .await;
-            match done {
-                Ok(_) => {
+            let mut tx = self.begin().await?;
+            match drop_day(&mut tx, day, before, ended).await {
+                Ok(is_over) => {
                     tx.commit().await.map_err(failed)?;
-                    dropped += 1;
+                    dropped += u64::from(is_over);
                 }
                 Err(error) => {
                     tracing::info!(day, %error, "a day past retention is in use and is dropped later");
@@ -114,8 +103,43 @@ impl PostgresStore {
     }
 }
 
-/// Days that are over, and of which nothing has yet to end.
-pub(super) const OVER: &str = "SELECT d.day FROM days AS d WHERE d.day < $1
+/// Drops a day's partitions, unless something of it goes on: asked again once nobody else can touch them, since a dead
+/// letter may have been replayed, or a late notification accepted, a moment ago. Answers whether they are dropped.
+async fn drop_day(
+    connection: &mut PgConnection,
+    day: i32,
+    before: i32,
+    ended: i64,
+) -> Result<bool, sqlx::Error> {
+    let tables = PARTITIONED.map(|table| format!("{table}_{day}")).join(", ");
+    let alone = format!("SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock({LOCK})");
+    let locked = format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE");
+    for lock in [alone, locked] {
+        sqlx::raw_sql(AssertSqlSafe(lock))
+            .execute(&mut *connection)
+            .await?;
+        let over: Option<i32> = sqlx::query_scalar(OVER)
+            .bind(before)
+            .bind(ended)
+            .bind(day)
+            .fetch_optional(&mut *connection)
+            .await?;
+        if over.is_none() {
+            return Ok(false);
+        }
+    }
+    let drop = format!(
+        "DROP TABLE {tables}; DELETE FROM carried WHERE day = {day}; DELETE FROM days WHERE day = {day}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(drop))
+        .execute(connection)
+        .await?;
+    Ok(true)
+}
+
+/// Days that are over, and of which nothing has yet to end: all, or (`$3`) this one.
+pub(super) const OVER: &str =
+    "SELECT d.day FROM days AS d WHERE d.day < $1 AND ($3::int IS NULL OR d.day = $3)
     AND NOT EXISTS (SELECT 1 FROM notifications AS n WHERE n.day = d.day AND n.ended_at IS NULL)
     AND NOT EXISTS (SELECT 1 FROM notifications AS n WHERE n.day = d.day AND n.ended_at >= $2)
     ORDER BY d.day";

@@ -131,6 +131,11 @@ impl PostgresStore {
                 ("statement_timeout", statement_timeout.as_str()),
                 ("lock_timeout", LOCKED),
                 ("idle_in_transaction_session_timeout", IDLE),
+                // A gateway whose machine is gone leads nothing any more, though nobody closed its connections.
+                ("tcp_keepalives_idle", "10"),
+                ("tcp_keepalives_interval", "5"),
+                ("tcp_keepalives_count", "3"),
+                ("tcp_user_timeout", "25s"),
                 // Every statement is written for an index and a few rows, and joins in the order in which it is
                 // written. A partition that was made today has no statistics yet, and would be taken for empty until it
                 // is read whole a million times too often.

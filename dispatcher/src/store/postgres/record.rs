@@ -21,7 +21,7 @@ use super::{
     PostgresStore, clean, corrupt, days, delivery_id, failed, json, millis, notification_id,
     priority, state, timestamp,
 };
-use crate::id::{self, DeliveryId};
+use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Direct, Event, Events, Garbage};
 use crate::store::tally::Tally;
 use crate::store::{Overdue, RecordStore, StoreError};
@@ -246,7 +246,7 @@ impl PostgresStore {
         if ids.is_empty() {
             return Ok(());
         }
-        let waiting: Vec<Vec<u8>> = sqlx::query_scalar(ORPHANED)
+        let waiting: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(ORPHANED)
             .bind(ids)
             .fetch_all(&self.pool)
             .await
@@ -254,7 +254,14 @@ impl PostgresStore {
         if waiting.is_empty() {
             return Ok(());
         }
+        let mut of = Vec::with_capacity(waiting.len());
+        for (id, notification) in &waiting {
+            of.push((delivery_id(id)?, notification_id(notification)?));
+        }
+        let waiting: Vec<Vec<u8>> = waiting.into_iter().map(|(id, _)| id).collect();
         let mut tx = self.begin().await?;
+        // The rows first, as whoever keeps orphans does.
+        lock(&mut tx, of).await?;
         let events: Vec<Vec<u8>> = sqlx::query_scalar(ADOPT)
             .bind(waiting)
             .fetch_all(&mut *tx)
@@ -288,7 +295,7 @@ impl PostgresStore {
 /// Locks deliveries, in the order of their ids, and reads them; those without a row are left out.
 async fn lock(
     connection: &mut PgConnection,
-    ids: impl IntoIterator<Item = (DeliveryId, crate::id::NotificationId)>,
+    ids: impl IntoIterator<Item = (DeliveryId, NotificationId)>,
 ) -> Result<Vec<(i32, DeliveryId, Row)>, StoreError> {
     let ids: BTreeMap<_, _> = ids.into_iter().collect();
     let (deliveries, notifications): (Vec<&[u8]>, Vec<&[u8]>) = ids
@@ -627,7 +634,7 @@ pub(super) const PUT_CARRIED: &str = "INSERT INTO carried (day, id, delivery)
     SELECT * FROM unnest($1::int[], $2::bytea[], $3::bytea[])
     ON CONFLICT (day, id) DO UPDATE SET delivery = excluded.delivery";
 
-pub(super) const ORPHANED: &str = "SELECT DISTINCT o.delivery FROM unnest($1::bytea[]) AS k(id)
+pub(super) const ORPHANED: &str = "SELECT DISTINCT o.delivery, o.notification FROM unnest($1::bytea[]) AS k(id)
     JOIN orphans AS o ON o.delivery = k.id
     JOIN notifications AS n ON n.id = o.notification
     CROSS JOIN LATERAL (SELECT 1 FROM deliveries AS w WHERE w.day = n.day AND w.id = o.delivery OFFSET 0) AS d";

@@ -337,6 +337,54 @@ async fn a_day_that_another_gateway_dropped_is_made_again() {
     assert_eq!(again.unwrap(), [Planned::Inserted]);
 }
 
+/// Waits until somebody waits for a lock.
+async fn somebody_waits(store: &PostgresStore) {
+    let waiting = async {
+        loop {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+                 WHERE NOT l.granted AND d.datname = current_database()",
+            )
+            .fetch_one(&store.pool)
+            .await
+            .unwrap();
+            if waiting > 0 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .expect("nobody waits for a lock");
+}
+
+#[tokio::test]
+async fn a_day_of_which_something_is_just_replayed_is_not_dropped() {
+    let opened = open().await;
+    let store = &opened.store;
+    let request = request("1");
+    planned(store, &request, &rows(&request.id, 2)).await;
+    store.cancel(&request.id, at(1)).await.unwrap();
+    let mut replay = store.begin().await.unwrap();
+    for statement in [
+        "UPDATE deliveries SET state = 1, waiting = 2, ended_at = NULL",
+        "UPDATE notifications SET cancelled = 0, queued = 2, ended_at = NULL",
+    ] {
+        sqlx::query(statement).execute(&mut *replay).await.unwrap();
+    }
+    let other = opened.database.open().await;
+    let day = days::day(at(0).as_millisecond());
+    let dropped = store.drop_days(day + 1, i64::MAX);
+    tokio::pin!(dropped);
+    tokio::select! {
+        dropped = &mut dropped => panic!("{dropped:?} without waiting for the replay"),
+        () = somebody_waits(&other) => {}
+    }
+    replay.commit().await.unwrap();
+    dropped.await.unwrap();
+    assert_eq!(store.unended().await.unwrap(), (2, 0));
+}
+
 #[tokio::test]
 async fn texts_with_a_nul_are_kept_without_it() {
     let opened = open().await;
