@@ -100,7 +100,8 @@ pub struct Incoming {
 /// How the consumers of a subscription share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// One consumer gets everything, the others stand by.
+    /// One consumer of each partition gets everything, the others stand by. Which one it is may change whenever one
+    /// comes or goes: what it has not acknowledged by then comes again to the next.
     Failover,
     /// Messages go round; those with one key stay with one consumer as long as it lives.
     KeyShared,

@@ -102,11 +102,15 @@ pub(super) async fn subscribe(
         let mut renewals = owned.renewals();
         let partitions = owned.partitions(&client, &name).await?;
         let share = prefetch.max(1).div_ceil(partitions.len());
+        // With Failover the broker gives partition i to the consumer that is i-th by name, and so on in turn: only with
+        // one name for all of them does everybody get the same share.
+        let consumer_name = format!("herald-{:016x}", rand::random::<u64>());
         for _ in 0..ATTEMPTS {
             renewals.mark_unchanged();
             let mut consumers = Vec::with_capacity(partitions.len());
             for partition in &partitions {
-                let consumer = subscribe_partition(&client, &name, partition, sharing, share);
+                let consumer =
+                    subscribe_partition(&client, &name, partition, &consumer_name, sharing, share);
                 consumers.push((partition.clone(), consumer.await?));
             }
             if !renewals.has_changed().unwrap_or(true) {
@@ -170,6 +174,7 @@ async fn subscribe_partition(
     client: &Client,
     topic: &Topic,
     partition: &str,
+    consumer_name: &str,
     sharing: Sharing,
     share: usize,
 ) -> Result<Raw, Trouble> {
@@ -185,7 +190,7 @@ async fn subscribe_partition(
         .with_topic(partition)
         .with_subscription(names::subscription(topic).unwrap_or("herald"))
         .with_subscription_type(sub_type)
-        .with_consumer_name(format!("herald-{:016x}", rand::random::<u64>()))
+        .with_consumer_name(consumer_name)
         .with_batch_size(share)
         .with_options(
             ConsumerOptions::default()
