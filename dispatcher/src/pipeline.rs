@@ -182,6 +182,12 @@ impl Pipeline {
             Arc::clone(metrics),
             stop.clone(),
         ));
+        tasks.spawn(waiting::share(
+            Arc::clone(store),
+            Arc::clone(&lanes),
+            Arc::clone(metrics),
+            stop.clone(),
+        ));
         tasks.spawn(waiting::wake(
             Arc::clone(store),
             Arc::clone(catalog),

@@ -461,7 +461,13 @@ impl Plan {
                 Some(now + Duration::from_secs(1))
             }
         };
-        let woken = self.unresolved.notified();
+        let woken = async {
+            tokio::select! {
+                () = self.unresolved.notified() => {}
+                // What another gateway has not resolved, which is gone.
+                () = self.lanes.anything() => {}
+            }
+        };
         match next {
             Some(at) => {
                 let wait =

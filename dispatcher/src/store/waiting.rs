@@ -99,9 +99,28 @@ pub struct Backlog {
     pub scheduled: u64,
 }
 
+/// What one gateway tells the others about the waiting room, so that nobody has to ask SQL whether something changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// There may be rows of this channel (`namespace/name`) that are due, of one class or (`None`) any.
+    Ready(Arc<str>, Option<Priority>),
+    /// There may be rows with a due time earlier than those known.
+    Scheduled,
+    /// Anything may have changed: somebody says so, or what was said may have been missed.
+    Anything,
+}
+
 /// What the waiting room needs of SQL.
 #[async_trait]
 pub trait WaitingStore {
+    /// Tells every other store of the same database.
+    async fn tell(&self, news: &[News]) -> Result<(), StoreError>;
+
+    /// Waits for what others [tell](Self::tell), not for what is told here. News may be lost with a connection or whoever
+    /// tells them, so there is [`News::Anything`] once it listens (again), and from time to time. One caller at a time; if
+    /// dropped, it loses nothing that the next call would not make up for. With a database of its own it waits for ever.
+    async fn hear(&self) -> Result<Vec<News>, StoreError>;
+
     /// Makes rows whose time has come ready for release, at most `limit`; answers the channels and classes concerned.
     async fn ripen(
         &self,

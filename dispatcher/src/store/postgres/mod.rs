@@ -7,7 +7,7 @@
 //! as it is, so that the day comes in from outside; a join it may turn into a look into every partition.
 //!
 //! - `schema.sql`: every table. `migrate`: how a database comes to it. `days`: partitions.
-//! - `lead`: which gateway releases a channel. `tally`: counts, as they are written.
+//! - `lead`: which gateway releases a channel. `news`: what gateways tell each other. `tally`: counts, as they are written.
 //! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`expire`), `history` (`dead`), `people`: one
 //!   file for each trait, and what it does with others' help.
 
@@ -21,6 +21,7 @@ mod hold;
 mod lead;
 mod members;
 mod migrate;
+mod news;
 mod orders;
 mod people;
 mod plan;
@@ -89,6 +90,8 @@ pub struct PostgresStore {
     releasing: PgPool,
     /// Which channels this gateway releases.
     leads: lead::Leads,
+    /// What other gateways say.
+    ear: news::Ear,
     /// Channels by number and by name, as far as they were needed.
     channels: RwLock<Channels>,
     /// Days that have partitions.
@@ -160,6 +163,7 @@ impl PostgresStore {
         let store = Self {
             pool: pool(&options, options.connections.max(2)).connect_lazy_with(at.clone()),
             releasing: pool(&options, options.releasing.max(1)).connect_lazy_with(at.clone()),
+            ear: news::Ear::new(at.clone(), options.patience),
             leads: lead::Leads::new(at, options.patience),
             channels: RwLock::default(),
             days: days::Days::default(),

@@ -54,8 +54,8 @@ fn ids(chunk: &Chunk) -> Vec<DeliveryId> {
     chunk.rows.iter().map(|row| row.id).collect()
 }
 
-/// Cuts the connections that hold chunks, as the death of a gateway does.
-async fn cut(opened: &Opened, which: &'static str) {
+/// Cuts connections, as the death of a gateway does.
+pub(super) async fn cut(opened: &Opened, which: &'static str) {
     sqlx::query(which)
         .fetch_all(&opened.store.pool)
         .await

@@ -11,10 +11,18 @@ use super::orders::{LATE, OPEN, OPEN_OF_TEMPLATE, Open, Order, SWEEP, note};
 use super::{PostgresStore, by_keys, failed, json, millis, priority, state, timestamp};
 use crate::id::NotificationId;
 use crate::store::tally::Tally;
-use crate::store::{Backlog, Chunk, Recalled, State, StoreError, Turn, WaitingStore};
+use crate::store::{Backlog, Chunk, News, Recalled, State, StoreError, Turn, WaitingStore};
 
 #[async_trait]
 impl WaitingStore for PostgresStore {
+    async fn tell(&self, news: &[News]) -> Result<(), StoreError> {
+        self.tell_others(news).await
+    }
+
+    async fn hear(&self) -> Result<Vec<News>, StoreError> {
+        self.hear_others().await
+    }
+
     async fn ripen(
         &self,
         now: Timestamp,

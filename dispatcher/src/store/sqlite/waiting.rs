@@ -15,7 +15,8 @@ use crate::id::NotificationId;
 use crate::sqlite::Writer;
 use crate::store::tally::Tally;
 use crate::store::{
-    Backlog, Chunk, Hold, Recalled, State, StoreError, Turn, Unreadable, Waiting, WaitingStore,
+    Backlog, Chunk, Hold, News, Recalled, State, StoreError, Turn, Unreadable, Waiting,
+    WaitingStore,
 };
 
 /// Most rows that one transaction changes when a whole notification is cancelled or given another class.
@@ -34,6 +35,15 @@ enum Order {
 
 #[async_trait]
 impl WaitingStore for SqliteStore {
+    async fn tell(&self, _news: &[News]) -> Result<(), StoreError> {
+        // No other process has the file.
+        Ok(())
+    }
+
+    async fn hear(&self) -> Result<Vec<News>, StoreError> {
+        std::future::pending().await
+    }
+
     async fn ripen(
         &self,
         now: Timestamp,
