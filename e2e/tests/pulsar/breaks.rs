@@ -272,6 +272,78 @@ async fn nothing_is_lost_while_a_connected_broker_hangs() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_expires_stops_everything_until_there_is_another() {
+    const VALID: Duration = Duration::from_secs(4);
+    let pulsar = shared().await;
+    let tenant = tenant(pulsar, 1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    let write = |valid| std::fs::write(&path, pulsar.token(ROLE, valid)).unwrap();
+    write(Some(VALID));
+    let broker = PulsarBroker::new(Settings {
+        token: Token::File(path.clone()),
+        ..settings(pulsar, &tenant)
+    });
+    broker.publish(&requests(), vec![message(0)]).await.unwrap();
+    let mut consumer = broker
+        .subscribe(&requests(), Sharing::Failover, 10)
+        .await
+        .unwrap();
+    let mut tail = broker.tail(&events(), None).await.unwrap();
+    consumer.receive().await.unwrap();
+    patiently("its end", consumer.receive()).await.unwrap_err();
+    patiently("its end", tail.next()).await.unwrap_err();
+    let refused = patiently("an error that says why", async {
+        loop {
+            if let Err(error) = broker.publish(&requests(), vec![message(1)]).await
+                && error.to_string().contains("the token expired at")
+            {
+                break error;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    println!("{}", refused.await);
+
+    write(None);
+    let again = async {
+        insist(&broker, &requests(), message(1)).await;
+        insist(&broker, &events(), message(0)).await;
+        consume_all(&broker, &requests(), Sharing::Failover, 2).await;
+        tail_all(&broker, &events(), 1).await;
+    };
+    patiently("everything with the new token", again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_address_is_said() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = herald_e2e::process::free_port().unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    for (url, reason) in [
+        (format!("pulsar://127.0.0.1:{nobody}"), "refused"),
+        (format!("pulsar://127.0.0.1:{silent_port}"), "timeout"),
+        ("pulsar://nowhere.invalid:6650".to_owned(), "name"),
+        ("broker.example:6650".to_owned(), "pulsar://"),
+        ("http://127.0.0.1:8080".to_owned(), "pulsar://"),
+    ] {
+        let broker = PulsarBroker::new(Settings {
+            url: url.clone(),
+            tenant: "herald".to_owned(),
+            token: Token::None,
+            ca: None,
+            operation_timeout: Duration::from_secs(1),
+        });
+        let topic = requests();
+        let publishing = broker.publish(&topic, vec![message(0)]);
+        let error = patiently("an error", publishing).await.unwrap_err();
+        let error = error.to_string();
+        println!("{error}");
+        assert!(error.contains(&url) && error.contains(reason), "{error}");
+    }
+}
+
 /// `make soak`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes five minutes"]
@@ -427,6 +499,7 @@ async fn errors_say_what_is_missing_and_what_to_grant() {
     };
     for text in told(stranger, &events()).await {
         assert!(text.contains("grant"), "{text}");
+        assert!(text.contains("--role stranger"), "{text}");
     }
     let expired = Settings {
         token: Token::Fixed(format!("{}x", pulsar.token(ROLE, None))),
@@ -462,41 +535,56 @@ async fn a_token_that_is_replaced_in_time_is_never_missed() {
     patiently("what was published", tail_all(&broker, &events(), number)).await;
 }
 
-/// `make soak`: it is looked for once a minute.
+/// `make soak`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes two minutes"]
-async fn a_topic_that_grows_is_found_out() {
+async fn everything_goes_on_when_the_broker_was_away_for_a_minute() {
+    let mut environment = own().await;
+    let tenant = tenant(environment.pulsar().unwrap(), 1).await;
+    let settings = settings(environment.pulsar().unwrap(), &tenant);
+    nothing_is_lost(settings, async || {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let pulsar = environment.pulsar_mut().unwrap();
+        pulsar.kill();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        pulsar.restart().await.unwrap();
+    })
+    .await;
+}
+
+/// `make soak`: producers and consumers look twice a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute"]
+async fn a_topic_that_grows_is_found_out_within_a_minute() {
     let pulsar = shared().await;
     let tenant = tenant(pulsar, 1).await;
     let broker = PulsarBroker::new(settings(pulsar, &tenant));
-    let mut consumer = broker
-        .subscribe(&requests(), Sharing::Failover, 10)
-        .await
-        .unwrap();
     broker.publish(&requests(), vec![message(0)]).await.unwrap();
-    let held = consumer.receive().await.unwrap();
-    let acknowledger = consumer.acknowledger();
-    acknowledger.acknowledge(&[held.id]).await.unwrap();
-
     let topic = TopicName::new(&tenant, &requests());
-    pulsar
-        .admin()
-        .unwrap()
-        .create_topic(&topic, 4)
-        .await
-        .unwrap();
-    let error = patiently("its end", consumer.receive()).await.unwrap_err();
-    assert!(error.to_string().contains("4 partitions"), "{error}");
-    let mut consumer = broker
-        .subscribe(&requests(), Sharing::Failover, 100)
-        .await
-        .unwrap();
+    let admin = pulsar.admin().unwrap();
+    admin.create_topic(&topic, 4).await.unwrap();
+
+    let begin = Instant::now();
     let mut partitions = BTreeSet::new();
     patiently("messages from all partitions", async {
         while partitions.len() < 4 {
-            broker.publish(&requests(), vec![message(1)]).await.unwrap();
-            partitions.insert(consumer.receive().await.unwrap().id.partition);
+            let Ok(mut consumer) = broker.subscribe(&requests(), Sharing::Failover, 100).await
+            else {
+                continue;
+            };
+            let acknowledger = consumer.acknowledger();
+            while partitions.len() < 4 {
+                broker.publish(&requests(), vec![message(1)]).await.unwrap();
+                let Ok(message) = consumer.receive().await else {
+                    break;
+                };
+                acknowledger.acknowledge(&[message.id]).await.unwrap();
+                partitions.insert(message.id.partition);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
     })
     .await;
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "these are tests: what fails is a panic")]
 
 mod admin;
+mod between;
 mod breaks;
 mod contract;
 mod encrypted;
 mod pace;
+mod silence;
 mod subject;

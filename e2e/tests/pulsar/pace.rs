@@ -1,58 +1,197 @@
-//! How fast messages pass, to see what a change does to it: unoptimized and on a busy machine, so for comparing alone.
+//! How fast messages pass through us, beside the client alone on the same topic, in turns: for comparing these two, not
+//! for what Pulsar can do.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::future::join_all;
-use herald_crds::names;
-use herald_dispatcher::broker::pulsar::PulsarBroker;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use herald_crds::names::{self, Topic};
+use herald_dispatcher::broker::pulsar::{PulsarBroker, Settings, Token};
 use herald_dispatcher::broker::{Broker as _, Outgoing, Sharing};
+use pulsar::{
+    ConsumerOptions, Producer, ProducerOptions, Pulsar, SubType, TokioExecutor, producer,
+};
 
 use crate::subject::{settings, shared, tenant};
 
-const MESSAGES: usize = 20_000;
+const MESSAGES: usize = 30_000;
 
+/// Bytes of each.
+const SIZE: usize = 400;
+
+/// Messages without a receipt at any time.
+const IN_FLIGHT: usize = 1_000;
+
+const PREFETCH: usize = 1_000;
+
+const ROUNDS: usize = 5;
+
+/// `cargo test --release -p herald-e2e --features pulsar --test pulsar -- --ignored --nocapture how_fast`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "shows figures, and asserts nothing that `make test` does not"]
+#[ignore = "shows figures, and asserts nothing that `make test-pulsar` does not"]
 async fn how_fast_messages_pass() {
     let pulsar = shared().await;
     let tenant = tenant(pulsar, 1).await;
-    let broker = PulsarBroker::new(settings(pulsar, &tenant));
+    let settings = settings(pulsar, &tenant);
+    let broker = PulsarBroker::new(settings.clone());
     let topic = names::deliveries("shop/mail", herald_crds::Priority::Normal);
-    let message = || Outgoing::at_once(Bytes::from(vec![b'x'; 256]));
-    for (at_once, calls) in [(1, 200), (64, 300)] {
-        let begin = Instant::now();
-        for _ in 0..calls {
-            let publishing = (0..at_once).map(|_| broker.publish(&topic, vec![message()]));
-            for outcome in join_all(publishing).await {
-                outcome.unwrap();
+    let raw = Raw::new(&settings, &topic).await;
+
+    let mut figures = Figures::default();
+    for round in 0..=ROUNDS {
+        // What the first round shows is how long it takes until everything is warm.
+        figures.is_counted = round > 0;
+        for way in ["raw", "ours: calls of 1", "ours: calls of 100"] {
+            let begin = Instant::now();
+            match way {
+                "raw" => raw.publish().await,
+                "ours: calls of 1" => publish(&broker, &topic, 1).await,
+                _ => publish(&broker, &topic, 100).await,
+            }
+            figures.add(format!("publish, {way}"), begin);
+            let begin = Instant::now();
+            match (way, round % 2) {
+                ("raw", _) => {
+                    raw.consume(SubType::KeyShared).await;
+                    figures.add("consume and acknowledge, raw Key_Shared".to_owned(), begin);
+                }
+                ("ours: calls of 1", _) => {
+                    consume(&broker, &topic, Sharing::KeyShared).await;
+                    figures.add("consume and acknowledge, ours Key_Shared".to_owned(), begin);
+                }
+                (_, 0) => {
+                    raw.consume(SubType::Failover).await;
+                    figures.add("consume and acknowledge, raw Failover".to_owned(), begin);
+                }
+                _ => {
+                    consume(&broker, &topic, Sharing::Failover).await;
+                    figures.add("consume and acknowledge, ours Failover".to_owned(), begin);
+                }
             }
         }
-        let rate = f64::from(at_once * calls) / begin.elapsed().as_secs_f64();
-        println!("publish, {at_once} calls of one message at once: {rate:.0} msg/s");
     }
-    for prefetch in [8, 64, 256, 1_000] {
-        let begin = Instant::now();
-        for _ in 0..MESSAGES / 1_000 {
-            let messages = (0..1_000).map(|_| message()).collect();
-            broker.publish(&topic, messages).await.unwrap();
+    figures.show();
+}
+
+/// Messages a second by what was done.
+#[derive(Default)]
+struct Figures {
+    is_counted: bool,
+    by_name: BTreeMap<String, Vec<f64>>,
+}
+
+impl Figures {
+    fn add(&mut self, name: String, begin: Instant) {
+        if self.is_counted {
+            let rate = MESSAGES as f64 / begin.elapsed().as_secs_f64();
+            println!("  {name}: {rate:.0}");
+            self.by_name.entry(name).or_default().push(rate);
         }
-        let rate = MESSAGES as f64 / begin.elapsed().as_secs_f64();
-        println!("publish, calls of 1,000 messages: {rate:.0} msg/s");
-        let wanted = if prefetch < 64 {
-            MESSAGES / 10
-        } else {
-            MESSAGES
+    }
+
+    fn show(mut self) {
+        for (name, rates) in &mut self.by_name {
+            rates.sort_by(f64::total_cmp);
+            let (low, high) = (rates[0], rates[rates.len() - 1]);
+            let median = rates[rates.len() / 2];
+            println!("{name}: {median:.0} msg/s ({low:.0} to {high:.0})");
+        }
+    }
+}
+
+async fn publish(broker: &PulsarBroker, topic: &Topic, at_once: usize) {
+    let message = || Outgoing::at_once(Bytes::from(vec![b'x'; SIZE]));
+    stream::iter(0..MESSAGES / at_once)
+        .map(|_| broker.publish(topic, (0..at_once).map(|_| message()).collect()))
+        .buffer_unordered(IN_FLIGHT / at_once)
+        .try_collect::<()>()
+        .await
+        .unwrap();
+}
+
+async fn consume(broker: &PulsarBroker, topic: &Topic, sharing: Sharing) {
+    let mut consumer = broker.subscribe(topic, sharing, PREFETCH).await.unwrap();
+    let acknowledger = consumer.acknowledger();
+    for _ in 0..MESSAGES {
+        let message = consumer.receive().await.unwrap();
+        acknowledger.acknowledge(&[message.id]).await.unwrap();
+    }
+}
+
+/// The client alone.
+struct Raw {
+    client: Pulsar<TokioExecutor>,
+    /// The topic's only partition.
+    partition: String,
+    subscription: &'static str,
+}
+
+impl Raw {
+    async fn new(settings: &Settings, topic: &Topic) -> Self {
+        let Token::Fixed(token) = &settings.token else {
+            unreachable!("the tests' tokens are fixed");
         };
-        let subscribing = broker.subscribe(&topic, Sharing::KeyShared, prefetch);
-        let mut consumer = subscribing.await.unwrap();
-        let acknowledger = consumer.acknowledger();
-        let begin = Instant::now();
-        for _ in 0..wanted {
-            let message = consumer.receive().await.unwrap();
-            acknowledger.acknowledge(&[message.id]).await.unwrap();
+        let client = Pulsar::builder(settings.url.clone(), TokioExecutor)
+            .with_auth(pulsar::Authentication {
+                name: "token".to_owned(),
+                data: token.clone().into_bytes(),
+            })
+            .with_outbound_channel_size(20_000)
+            .build()
+            .await
+            .unwrap();
+        Self {
+            client,
+            partition: format!("persistent://{}/{topic}-partition-0", settings.tenant),
+            subscription: names::subscription(topic).unwrap(),
         }
-        let rate = wanted as f64 / begin.elapsed().as_secs_f64();
-        println!("consume and acknowledge each, prefetch {prefetch}: {rate:.0} msg/s");
+    }
+
+    async fn publish(&self) {
+        let mut producer: Producer<_> = self
+            .client
+            .producer()
+            .with_topic(&self.partition)
+            .with_options(ProducerOptions {
+                block_queue_if_full: true,
+                ..ProducerOptions::default()
+            })
+            .build()
+            .await
+            .unwrap();
+        let mut receipts: VecDeque<producer::SendFuture> = VecDeque::with_capacity(IN_FLIGHT);
+        for number in 0..MESSAGES {
+            if receipts.len() == IN_FLIGHT {
+                receipts.pop_front().unwrap().await.unwrap();
+            }
+            let message = producer::Message {
+                payload: vec![b'x'; SIZE],
+                partition_key: Some(format!("{number:x}")),
+                ..producer::Message::default()
+            };
+            receipts.push_back(producer.send_non_blocking(message).await.unwrap());
+        }
+        for receipt in receipts {
+            receipt.await.unwrap();
+        }
+    }
+
+    async fn consume(&self, sub_type: SubType) {
+        let mut consumer: pulsar::Consumer<Vec<u8>, _> = self
+            .client
+            .consumer()
+            .with_topic(&self.partition)
+            .with_subscription(self.subscription)
+            .with_subscription_type(sub_type)
+            .with_batch_size(PREFETCH as u32)
+            .with_options(ConsumerOptions::default().with_receiver_queue_size(PREFETCH as u32))
+            .build()
+            .await
+            .unwrap();
+        for _ in 0..MESSAGES {
+            let message = consumer.try_next().await.unwrap().unwrap();
+            consumer.ack(&message).await.unwrap();
+        }
     }
 }

@@ -70,7 +70,7 @@ impl Connection {
         let connecting = self.builder().await?.build();
         Box::pin(connecting)
             .await
-            .map_err(|error| Trouble::of(&error))
+            .map_err(|error| Trouble::connecting(&error))
     }
 
     async fn builder(&self) -> Result<PulsarBuilder<TokioExecutor>, Trouble> {

@@ -24,6 +24,10 @@ use crate::broker::{Acknowledger, BrokerError, Consumer, Incoming, MessageId, Sh
 /// Silence after which the broker is asked whether it still knows the consumer.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// Such silences, with something to consume all along, after which the broker is asked anew. What it is asked about tells
+/// nothing of a broker that has forgotten to go on, and with Failover not even whose turn it is.
+const SILENCES: u32 = 3;
+
 /// How long a consumer that is dropped tries to get its acknowledgements through.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -31,7 +35,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 3;
 
 /// How often it is looked whether the topic has grown more partitions.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The client's consumer, of one partition.
 type Raw = pulsar::Consumer<Vec<u8>, TokioExecutor>;
@@ -109,9 +113,15 @@ pub(super) async fn subscribe(
             renewals.mark_unchanged();
             let mut consumers = Vec::with_capacity(partitions.len());
             for partition in &partitions {
-                let consumer =
-                    subscribe_partition(&client, &name, partition, &consumer_name, sharing, share);
-                consumers.push((partition.clone(), consumer.await?));
+                let place = Place {
+                    client: client.clone(),
+                    topic: name.clone(),
+                    partition: partition.clone(),
+                    consumer_name: consumer_name.clone(),
+                    sharing,
+                    share,
+                };
+                consumers.push((place.subscribe().await?, place));
             }
             if !renewals.has_changed().unwrap_or(true) {
                 return Ok((consumers, share, renewals));
@@ -132,16 +142,14 @@ pub(super) async fn subscribe(
     let (tell, troubles) = mpsc::channel(consumers.len() + 1);
     let mut partitions = Vec::with_capacity(consumers.len());
     let count = consumers.len();
-    for (number, (name, consumer)) in consumers.into_iter().enumerate() {
+    for (number, (consumer, place)) in consumers.into_iter().enumerate() {
         let (acknowledge, acknowledgements) = mpsc::unbounded_channel();
         partitions.push(acknowledge);
         let partition = Partition {
             number: number as u32,
-            name,
+            place,
             consumer,
-            share,
             held: HashSet::with_capacity(share),
-            topic: topic.clone(),
             connection: Arc::clone(connection),
             renewals: renewals.clone(),
             hand_over: hand_over.clone(),
@@ -170,37 +178,47 @@ pub(super) async fn subscribe(
     })
 }
 
-async fn subscribe_partition(
-    client: &Client,
-    topic: &Topic,
-    partition: &str,
-    consumer_name: &str,
+/// One partition, and how it is consumed.
+#[derive(Clone)]
+struct Place {
+    client: Client,
+    topic: Topic,
+    /// The partition's full name.
+    partition: String,
+    consumer_name: String,
     sharing: Sharing,
+    /// Most messages that are handed over and not acknowledged.
     share: usize,
-) -> Result<Raw, Trouble> {
-    let sub_type = match sharing {
-        Sharing::Failover => SubType::Failover,
-        Sharing::KeyShared => SubType::KeyShared,
-    };
-    // What the broker may send before it is told to go on, and the client's local queue. The latter is no smaller, so
-    // that the client gets past all that is on its way to whatever is asked of it.
-    let share = share as u32;
-    let consumer = client
-        .consumer()
-        .with_topic(partition)
-        .with_subscription(names::subscription(topic).unwrap_or("herald"))
-        .with_subscription_type(sub_type)
-        .with_consumer_name(consumer_name)
-        .with_batch_size(share)
-        .with_options(
-            ConsumerOptions::default()
-                .with_initial_position(InitialPosition::Earliest)
-                .with_receiver_queue_size(share),
-        )
-        .build();
-    Box::pin(consumer)
-        .await
-        .map_err(|error| Trouble::of(&error))
+}
+
+impl Place {
+    /// Only to be awaited by what is not given up.
+    async fn subscribe(&self) -> Result<Raw, Trouble> {
+        let sub_type = match self.sharing {
+            Sharing::Failover => SubType::Failover,
+            Sharing::KeyShared => SubType::KeyShared,
+        };
+        // What the broker may send before it is told to go on, and the client's local queue. The latter is no smaller,
+        // so that the client gets past all that is on its way to whatever is asked of it.
+        let share = self.share as u32;
+        let consumer = self
+            .client
+            .consumer()
+            .with_topic(&self.partition)
+            .with_subscription(names::subscription(&self.topic).unwrap_or("herald"))
+            .with_subscription_type(sub_type)
+            .with_consumer_name(&self.consumer_name)
+            .with_batch_size(share)
+            .with_options(
+                ConsumerOptions::default()
+                    .with_initial_position(InitialPosition::Earliest)
+                    .with_receiver_queue_size(share),
+            )
+            .build();
+        Box::pin(consumer)
+            .await
+            .map_err(|error| Trouble::of(&error))
+    }
 }
 
 /// Ends the consumer once its topic has more partitions: nothing else would find them.
@@ -233,14 +251,10 @@ async fn look_for_more(
 /// One partition's consumer, and what passes through it.
 struct Partition {
     number: u32,
-    /// Its full name.
-    name: String,
+    place: Place,
     consumer: Raw,
-    /// Most messages that are handed over and not acknowledged.
-    share: usize,
-    /// These messages.
+    /// What is handed over and not acknowledged: at most its share.
     held: HashSet<(u64, u64)>,
-    topic: Topic,
     connection: Arc<Connection>,
     renewals: watch::Receiver<u64>,
     hand_over: mpsc::Sender<Arrived>,
@@ -254,7 +268,7 @@ impl Partition {
         let outcome = stop.run_until_cancelled(self.pass()).await;
         match outcome {
             Some(trouble) => {
-                let error = trouble.receiving(self.connection.settings(), &self.topic);
+                let error = trouble.receiving(self.connection.settings(), &self.place.topic);
                 // If nobody listens any more, nobody needs to know.
                 let _ = self.tell.try_send(error);
             }
@@ -265,8 +279,9 @@ impl Partition {
     async fn pass(&mut self) -> Trouble {
         let mut silent_since = Instant::now();
         let mut connected_since = None;
+        let mut silences = 0;
         loop {
-            let has_room = self.held.len() < self.share;
+            let has_room = self.held.len() < self.place.share;
             tokio::select! {
                 biased;
                 id = self.acknowledgements.recv() => match id {
@@ -283,10 +298,20 @@ impl Partition {
                         None => return Trouble::other("the client gave it up"),
                     }
                     silent_since = Instant::now();
+                    silences = 0;
                 }
                 () = tokio::time::sleep_until(silent_since + SILENCE), if has_room => {
-                    if let Err(trouble) = self.look_whether_it_lives(&mut connected_since).await {
-                        return trouble;
+                    let has_backlog = match self.look_whether_it_lives(&mut connected_since).await {
+                        Ok(has_backlog) => has_backlog,
+                        Err(trouble) => return trouble,
+                    };
+                    silences = if has_backlog { silences + 1 } else { 0 };
+                    if silences >= SILENCES && self.held.is_empty() {
+                        if let Err(trouble) = self.subscribe_again().await {
+                            return trouble;
+                        }
+                        connected_since = None;
+                        silences = 0;
                     }
                     silent_since = Instant::now();
                 }
@@ -331,17 +356,18 @@ impl Partition {
             entry_id: id.entry,
             ..MessageIdData::default()
         };
-        if let Err(error) = self.consumer.ack_with_id(&self.name, id).await {
+        if let Err(error) = self.consumer.ack_with_id(&self.place.partition, id).await {
             // The stream ends, too, if the client has given up: it is found there.
-            tracing::debug!(topic = %self.topic, %error, "an acknowledgement was not sent");
+            tracing::debug!(topic = %self.place.topic, %error, "an acknowledgement was not sent");
         }
     }
 
     /// After a `CloseConsumer` and a subscription that failed, the client waits for ever for what the broker will not send.
+    /// Answers whether there is anything to consume, be it with others or not due yet.
     async fn look_whether_it_lives(
         &mut self,
         connected_since: &mut Option<String>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<bool, Trouble> {
         let patience = self.connection.settings().operation_timeout;
         let asking = Box::pin(self.consumer.get_stats());
         let stats = match tokio::time::timeout(patience, asking).await {
@@ -356,7 +382,8 @@ impl Partition {
             return Err(Trouble::other("its subscription was renewed"));
         }
         connected_since.clone_from(&stats.connected_since);
-        let is_starved = stats.msg_backlog() > 0
+        let has_backlog = stats.msg_backlog() > 0;
+        let is_starved = has_backlog
             && stats
                 .available_permits
                 .is_some_and(|permits| permits.cast_signed() <= 0)
@@ -366,6 +393,18 @@ impl Partition {
                 "the broker waits for it, and it for the broker",
             ));
         }
+        Ok(has_backlog)
+    }
+
+    /// Takes a new consumer for one that holds nothing, so there is nothing for anybody to let go of.
+    async fn subscribe_again(&mut self) -> Result<(), Trouble> {
+        tracing::debug!(topic = %self.place.topic, "silent for long: subscribing again");
+        let place = self.place.clone();
+        // Given up halfway, it would block the client: see the module.
+        let subscribing = tokio::spawn(async move { place.subscribe().await });
+        self.consumer = subscribing
+            .await
+            .unwrap_or_else(|error| Err(Trouble::other(error.to_string())))?;
         Ok(())
     }
 
@@ -385,7 +424,7 @@ impl Partition {
                 return;
             }
         }
-        tracing::debug!(topic = %self.topic, "the last acknowledgements may be lost");
+        tracing::debug!(topic = %self.place.topic, "the last acknowledgements may be lost");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use herald_crds::names::{self, Topic};
+use jiff::Timestamp;
 use pulsar::error::{ConnectionError, ConsumerError, ProducerError, ServiceDiscoveryError};
 use pulsar::proto::ServerError;
 use tokio::time::Instant;
@@ -54,6 +55,10 @@ enum Kind {
     NotBelieved,
     /// The connection was refused; the client keeps the reason to itself.
     Refused,
+    /// The address is none, or its host is not known.
+    NoAddress,
+    /// There never was a connection.
+    Unreachable,
     Other,
 }
 
@@ -87,12 +92,24 @@ impl Trouble {
         let kind = match server_error(error) {
             Some((error, text)) => Kind::of(error, text),
             None if is_refusal(error) => Kind::Refused,
+            None if matches!(error, pulsar::Error::Connection(ConnectionError::NotFound)) => {
+                Kind::NoAddress
+            }
             None => Kind::Other,
         };
         Self {
             kind,
             text: error.to_string(),
         }
+    }
+
+    /// What went wrong with the first connection.
+    pub(super) fn connecting(error: &pulsar::Error) -> Self {
+        let mut trouble = Self::of(error);
+        if trouble.kind == Kind::Other {
+            trouble.kind = Kind::Unreachable;
+        }
+        trouble
     }
 
     /// The error of publishing to `topic`.
@@ -120,6 +137,9 @@ impl Trouble {
         let Self { kind, text } = self;
         let tenant = &settings.tenant;
         match kind {
+            Kind::NotBelieved | Kind::Refused if let Some(end) = ended(settings) => {
+                format!("the token expired at {end}: replace it ({text})")
+            }
             Kind::NoTopic => format!(
                 "persistent://{tenant}/{topic} does not exist: it is the operator that makes topics ({text})"
             ),
@@ -127,9 +147,13 @@ impl Trouble {
                 "persistent://{tenant}/{topic} has no subscription {}: it is the operator that makes topics with their subscriptions ({text})",
                 names::subscription(topic).unwrap_or("of that name")
             ),
-            Kind::NotAllowed => format!(
-                "the token's role may not {action} on persistent://{tenant}/{topic}: grant it with `pulsar-admin topics grant-permission persistent://{tenant}/{topic} --role ROLE --actions {action}` ({text})"
-            ),
+            Kind::NotAllowed => {
+                let role = settings.token.claims().sub;
+                let role = role.as_deref().unwrap_or("ROLE");
+                format!(
+                    "the token's role may not {action} on persistent://{tenant}/{topic}: grant it with `pulsar-admin topics grant-permission persistent://{tenant}/{topic} --role {role} --actions {action}` ({text})"
+                )
+            }
             Kind::NotBelieved => format!(
                 "the token is not believed: is it this cluster's, and has it not expired? ({text})"
             ),
@@ -137,9 +161,23 @@ impl Trouble {
                 "the connection to {} was refused: is the token this cluster's, has it not expired, and is the broker's certificate, if it has one, signed by an authority in the CA file? ({text})",
                 settings.url
             ),
+            Kind::NoAddress => format!(
+                "{} is no address of a broker: it has to be pulsar://HOST:PORT or pulsar+ssl://HOST:PORT, with a host name that can be looked up ({text})",
+                settings.url
+            ),
+            Kind::Unreachable => format!(
+                "there is no connection to {}: is that the broker's address, and is it up? ({text})",
+                settings.url
+            ),
             Kind::Full | Kind::Other => text,
         }
     }
+}
+
+/// When the token expired; `None` if it has not, or does not say.
+fn ended(settings: &Settings) -> Option<Timestamp> {
+    let end = Timestamp::from_second(settings.token.claims().exp?).ok()?;
+    (end <= Timestamp::now()).then_some(end)
 }
 
 /// Of all that can go wrong while connecting, what no further attempt would cure is told apart by this text alone.
@@ -183,7 +221,8 @@ mod tests {
         Settings {
             url: "pulsar://broker.example".to_owned(),
             tenant: "herald".to_owned(),
-            token: Token::None,
+            // Claims: {"sub":"herald-gateway"}.
+            token: Token::Fixed("header.eyJzdWIiOiJoZXJhbGQtZ2F0ZXdheSJ9.signature\n".to_owned()),
             ca: None,
             operation_timeout: Duration::from_secs(5),
         }
@@ -218,7 +257,10 @@ mod tests {
         let topic = names::events("shop/mail");
         for (error, advice) in [
             (ServerError::TopicNotFound, "the operator"),
-            (ServerError::AuthorizationError, "--actions consume"),
+            (
+                ServerError::AuthorizationError,
+                "--role herald-gateway --actions consume",
+            ),
             (ServerError::AuthenticationError, "expired"),
             (ServerError::SubscriptionNotFound, "subscription record"),
         ] {

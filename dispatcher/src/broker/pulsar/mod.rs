@@ -32,8 +32,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use herald_crds::Priority;
 use herald_crds::names::{Topic, TopicKind};
+use serde::Deserialize;
 
 use self::client::Connection;
 use self::producers::Producers;
@@ -73,6 +76,29 @@ impl std::fmt::Debug for Token {
             Self::Fixed(_) => f.write_str("Fixed(…)"),
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
         }
+    }
+}
+
+/// What a token says of itself, to name it in an error: nobody has checked it.
+#[derive(Debug, Default, Deserialize)]
+struct Claims {
+    /// The role it is for.
+    sub: Option<String>,
+    /// When it ends, in seconds since 1970.
+    exp: Option<i64>,
+}
+
+impl Token {
+    /// Empty if it is none, cannot be read, or is not of the kind that says anything.
+    fn claims(&self) -> Claims {
+        let token = match self {
+            Self::None => String::new(),
+            Self::Fixed(token) => token.clone(),
+            Self::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+        };
+        let claims = token.trim().split('.').nth(1).unwrap_or_default();
+        let claims = URL_SAFE_NO_PAD.decode(claims).unwrap_or_default();
+        serde_json::from_slice(&claims).unwrap_or_default()
     }
 }
 

@@ -13,7 +13,7 @@ use super::error::{LastTrouble, Trouble};
 use crate::broker::{BrokerError, Outgoing};
 
 /// How often it is looked whether a topic has grown more partitions.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The producers of one role, made when they are first used.
 pub(super) struct Producers {
