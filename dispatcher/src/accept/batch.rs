@@ -1,4 +1,7 @@
 //! Group commit: requests of one class that arrive while the broker is busy share a message.
+//!
+//! Where a topic has partitions, repeats of a request have to meet in the gateway that has the partition: so requests are
+//! grouped by their ids, and each group's message has the group for its key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -170,17 +173,41 @@ impl Batch {
                 .sum::<usize>()
     }
 
-    fn push(&mut self, mut queued: Queued) {
+    fn push(&mut self, queued: Queued) {
         self.bytes += self.cost(&queued.item);
-        self.definitions.extend(queued.item.definitions.drain(..));
+        let definitions = queued.item.definitions.iter().cloned();
+        self.definitions.extend(definitions);
         self.queued.push(queued);
+    }
+
+    /// The messages that it makes: one for each group of ids, of so many groups.
+    fn messages(&self, groups: u8) -> Vec<Outgoing> {
+        let mut grouped: BTreeMap<u8, Outbound<'_>> = BTreeMap::new();
+        for Queued { item, .. } in &self.queued {
+            // The last byte of a hash, or of a random number: as good as any other.
+            let byte = item.accepted.id.as_bytes().last().copied();
+            let group = byte.unwrap_or_default() % groups.max(1);
+            let outbound = grouped.entry(group).or_default();
+            let definitions = item.definitions.iter();
+            outbound
+                .definitions
+                .extend(definitions.map(|(hash, packed)| (hash, packed)));
+            outbound.requests.push(&*item.request);
+        }
+        let key = |group: u8| (groups > 1).then(|| Arc::from(group.to_string()));
+        let messages = grouped.iter().map(|(group, outbound)| Outgoing {
+            payload: message::encode(outbound),
+            key: key(*group),
+            deliver_at: None,
+        });
+        messages.collect()
     }
 }
 
 /// [`message::Requests`], of requests that are JSON already.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Outbound<'a> {
-    definitions: &'a BTreeMap<DefinitionHash, Arc<str>>,
+    definitions: BTreeMap<&'a DefinitionHash, &'a Arc<str>>,
     requests: Vec<&'a RawValue>,
 }
 
@@ -192,16 +219,8 @@ struct Publisher {
 
 impl Publisher {
     async fn publish(&self, batch: Batch) {
-        let requests = batch.queued.iter().map(|queued| &*queued.item.request);
-        let message = Outgoing {
-            payload: message::encode(&Outbound {
-                definitions: &batch.definitions,
-                requests: requests.collect(),
-            }),
-            key: None,
-            deliver_at: None,
-        };
-        let answer = match self.broker.publish(&self.topic, vec![message]).await {
+        let messages = batch.messages(self.broker.key_groups());
+        let answer = match self.broker.publish(&self.topic, messages).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.metrics.broker_failed("publish_requests");
@@ -332,6 +351,53 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[tokio::test]
+    async fn repeats_of_a_request_have_the_same_key_and_each_message_its_definitions() {
+        let semaphore = Arc::new(Semaphore::new(1000));
+        let mut batch = Batch::default();
+        let mut ids = Vec::new();
+        for number in 0..200 {
+            let (receipt, _received) = oneshot::channel();
+            let id = NotificationId::from_key("shop", "orders", &format!("{}", number % 100));
+            let mut item = item(10);
+            item.request = RawValue::from_string(format!("\"{id}\"")).unwrap();
+            item.accepted.id = id;
+            ids.push(id.to_string());
+            let held = Arc::clone(&semaphore).try_acquire_owned().unwrap();
+            batch.push(Queued {
+                item,
+                receipt,
+                _held: held,
+            });
+        }
+        let mut keys: BTreeMap<String, Arc<str>> = BTreeMap::new();
+        let mut seen = Vec::new();
+        for message in batch.messages(16) {
+            let key = message.key.unwrap();
+            let body: serde_json::Value = message::decode(&message.payload).unwrap();
+            assert_eq!(body["definitions"].as_object().unwrap().len(), 1);
+            for request in body["requests"].as_array().unwrap() {
+                let id = request.as_str().unwrap().to_owned();
+                let before = keys.insert(id.clone(), Arc::clone(&key));
+                assert!(before.is_none_or(|before| before == key), "{id}");
+                seen.push(id);
+            }
+        }
+        ids.sort();
+        seen.sort();
+        assert_eq!(seen, ids);
+        assert!(
+            keys.values()
+                .collect::<std::collections::BTreeSet<_>>()
+                .len()
+                > 8
+        );
+        let [single] = &batch.messages(1)[..] else {
+            panic!("one sequence needs one message");
+        };
+        assert_eq!(single.key, None);
     }
 
     #[tokio::test]

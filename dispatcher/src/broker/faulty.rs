@@ -172,6 +172,10 @@ impl<B: Broker> Broker for FaultyBroker<B> {
         }))
     }
 
+    fn key_groups(&self) -> u8 {
+        self.shared.broker.key_groups()
+    }
+
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError> {
         self.shared.broker.last_message_id(topic).await
     }

@@ -145,6 +145,12 @@ pub trait Broker: Send + Sync + 'static {
     /// On an error some may be durable all the same. If the future is dropped the messages may still be published.
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError>;
 
+    /// How many groups of messages, by key, are worth telling apart: those of one key stay together, others may share
+    /// the work. 1 where a topic is a single sequence.
+    fn key_groups(&self) -> u8 {
+        1
+    }
+
     /// Consumes a topic's subscription. Messages that another consumer held and did not acknowledge come again once
     /// that consumer is dropped. `prefetch` bounds the messages received and unacknowledged; some more may be on their way.
     async fn subscribe(

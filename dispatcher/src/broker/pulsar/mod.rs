@@ -147,8 +147,15 @@ fn is_critical(topic: &Topic) -> bool {
     )
 }
 
+/// Most partitions of a topic of requests that are all made use of.
+const KEY_GROUPS: u8 = 16;
+
 #[async_trait]
 impl Broker for PulsarBroker {
+    fn key_groups(&self) -> u8 {
+        KEY_GROUPS
+    }
+
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
         let producers = if is_critical(topic) {
             &self.critical_producers
