@@ -16,7 +16,8 @@
 //!
 //! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. [`pipeline`] puts the
-//! stages behind accepting into one process, [`local`] everything, [`cli`] is what people type.
+//! stages behind accepting into one process, [`gateway`] all that serves, [`local`] everything over files; [`cli`] is what
+//! people type.
 //!
 //! Beside them: [`timing`] (every time that is kept), [`metrics`] (what is counted), [`telemetry`] (where logs go), `sqlite`
 //! (one writer that commits for many callers, for queue and history).
@@ -28,6 +29,7 @@ pub mod catalog;
 pub mod cli;
 pub mod deliver;
 pub mod fanout;
+pub mod gateway;
 pub mod id;
 pub mod local;
 pub mod message;

@@ -1,44 +1,21 @@
-//! Everything in one process: the embedded default.
-//!
-//! - This file: opens what is needed, serves, and shuts down in order.
-//! - [`folder`]: what the API needs of the folder and of the pipeline.
+//! Everything in one process: the embedded default. A [`Gateway`] that delivers itself, over files.
 
-mod folder;
-
-use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use herald_crds::Priority;
-use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::accept::schedules::Schedules;
-use crate::accept::{self, Accept, SenderRate};
-use crate::api::{self, Api, Keys, probes};
 use crate::broker::embedded::{self, EmbeddedBroker};
-use crate::catalog::Catalog;
 use crate::catalog::folder::{FolderCatalog, ScanError};
-use crate::deliver::worker::Guards;
-use crate::id::FullName;
-use crate::metrics::{ChannelClass, Metrics};
-use crate::pipeline::{self, Pipeline, Providers};
-use crate::provider::{self, credentials::Credentials, tls};
+use crate::gateway::{self, Delivering, Gateway};
+use crate::metrics::Metrics;
+use crate::pipeline;
+use crate::provider::{self, tls};
+use crate::store::StoreError;
 use crate::store::sqlite::{self, SqliteStore};
-use crate::store::{ApiKey, HistoryStore, PeopleStore, StoreError, WaitingStore};
 use crate::timing::Timing;
-
-/// How often the gauges of the waiting room are brought up to date while there is something in it.
-const MEASURE: Duration = Duration::from_secs(10);
 
 /// How everything in one process is set up.
 #[derive(Debug, Clone)]
@@ -138,13 +115,9 @@ pub struct Local {
     pub catalog: Arc<FolderCatalog>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    timing: Timing,
     broker: EmbeddedBroker,
     store: Arc<SqliteStore>,
-    pipeline: Arc<Pipeline>,
-    ready: watch::Sender<bool>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    gateway: Gateway,
 }
 
 impl Local {
@@ -189,236 +162,41 @@ impl Local {
                     source,
                 })?;
         let address = listener.local_addr().unwrap_or(options.listen);
-        let (fixed, new_key) = keys(&store, options.api_key.as_deref())
+        let gateway = Gateway::start(gateway::Parts {
+            broker: Arc::new(broker.clone()),
+            store: Arc::clone(&store) as _,
+            catalog: Arc::clone(&catalog),
+            metrics: Arc::clone(&metrics),
+            providers: provider::makers(
+                options.dir.join("secrets"),
+                options.allow_private_addresses,
+            ),
+            delivering: Delivering::Here,
+            timing: options.timing,
+            window: options.window,
+            api_key: options.api_key,
+            listener,
+            probes: None,
+        });
+        let gateway = gateway
             .await
             .map_err(|source| LocalError::ReadKeys { source })?;
-
-        let providers = providers(&options);
-        let pipeline = Arc::new(Pipeline::start(&pipeline::Parts {
-            broker: Arc::new(broker.clone()),
-            store: Arc::clone(&store) as _,
-            catalog: Arc::clone(&catalog) as _,
-            providers: Arc::clone(&providers),
-            metrics: Arc::clone(&metrics),
-            timing: options.timing.clone(),
-            window: options.window,
-            guards: Guards::default(),
-        }));
-        let accept = Arc::new(Accept::new(accept::Parts {
-            broker: Arc::new(broker.clone()),
-            catalog: Arc::clone(&catalog) as _,
-            store: Arc::clone(&store) as _,
-            load: Arc::clone(&pipeline.loads) as _,
-            metrics: Arc::clone(&metrics),
-            timing: options.timing.clone(),
-            rate: SenderRate::default(),
-        }));
-
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let (ready, is_ready) = watch::channel(true);
-        let api = Arc::new(Api {
-            keys: Keys::new(Arc::clone(&store) as _, &fixed),
-            accept: Arc::clone(&accept),
-            catalog: Arc::clone(&catalog) as _,
-            broker: Arc::new(broker.clone()),
-            store: Arc::clone(&store) as _,
-            definitions: Arc::clone(&pipeline.definitions),
-            loads: Arc::clone(&pipeline.loads),
-            control: Arc::new(folder::Reach {
-                pipeline: Arc::clone(&pipeline),
-                catalog: Arc::clone(&catalog),
-                providers,
-            }),
-            editor: Some(Arc::new(folder::Edit(Arc::clone(&catalog)))),
-            outcomes: pipeline.outcomes.clone(),
-            metrics: Arc::clone(&metrics),
-            ready: is_ready.clone(),
-            streams: Api::stream_places(),
-        });
-        let router = api::router(api).merge(probes::router(Arc::clone(&metrics), is_ready));
-        let (stopping, drain) = (stop.clone(), options.timing.drain);
-        tasks.spawn(async move {
-            api::serve::serve(listener, router, drain, stopping.cancelled()).await;
-        });
-        let schedules = Schedules::new(
-            accept,
-            Arc::clone(&catalog) as _,
-            Arc::clone(&store) as _,
-            Arc::clone(&metrics),
-        );
-        let stopping = stop.clone();
-        tasks.spawn(async move { schedules.run(stopping.cancelled()).await });
-        let (watched, stopping) = (Arc::clone(&catalog), stop.clone());
-        tasks.spawn(async move {
-            stopping.run_until_cancelled(watched.keep_current()).await;
-        });
-        tasks.spawn(note_definitions(
-            Arc::clone(&catalog),
-            Arc::clone(&store),
-            Arc::clone(&metrics),
-            stop.clone(),
-        ));
-        tasks.spawn(measure(
-            Arc::clone(&catalog),
-            Arc::clone(&store),
-            Arc::clone(&pipeline),
-            stop.clone(),
-        ));
-        tasks.close();
         Ok(Self {
             address,
-            new_key,
+            new_key: gateway.new_key.clone(),
             catalog,
             metrics,
-            timing: options.timing,
             broker,
             store,
-            pipeline,
-            ready,
-            stop,
-            tasks,
+            gateway,
         })
     }
 
     /// Shuts down in order: no more requests, then the stages, then the files. What is not finished within the drain
     /// time is repeated at the next start.
     pub async fn stop(self) {
-        self.ready.send_replace(false);
-        self.stop.cancel();
-        // Side by side: somebody who watches outcomes must not keep the stages from finishing.
-        let served = tokio::time::timeout(self.timing.drain, self.tasks.wait());
-        let worked = tokio::time::timeout(self.timing.drain * 2, self.pipeline.stop());
-        let (_, worked) = futures::join!(served, worked);
-        if worked.is_err() {
-            tracing::warn!("not everything was finished in time: it is taken up at the next start");
-        }
+        self.gateway.stop().await;
         self.broker.close().await;
         self.store.close().await;
     }
-}
-
-fn providers(options: &Options) -> Providers {
-    let credentials = Credentials::new(options.dir.join("secrets"));
-    let allow_private_addresses = options.allow_private_addresses;
-    Arc::new(move |declared, concurrency| {
-        let credentials = credentials.clone();
-        provider::build(
-            declared,
-            &provider::Context {
-                credentials,
-                allow_private_addresses,
-                concurrency,
-            },
-        )
-    })
-}
-
-/// The API keys besides those in the database, and one that had to be made.
-async fn keys(
-    store: &SqliteStore,
-    given: Option<&str>,
-) -> Result<(Vec<ApiKey>, Option<String>), StoreError> {
-    let key = |name: &str, key: &str| ApiKey {
-        name: name.to_owned(),
-        digest: Keys::digest(key),
-        scopes: vec!["*".to_owned()],
-        created_at: Timestamp::now(),
-    };
-    if let Some(given) = given {
-        return Ok((vec![key("env", given)], None));
-    }
-    if !store.keys().await?.is_empty() {
-        return Ok((Vec::new(), None));
-    }
-    let new = Keys::generate();
-    store.put_key(&key("admin", &new)).await?;
-    Ok((Vec::new(), Some(new)))
-}
-
-/// Notes every definition that comes into force.
-async fn note_definitions(
-    catalog: Arc<FolderCatalog>,
-    store: Arc<SqliteStore>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    stop.run_until_cancelled(async {
-        let mut changes = catalog.changes();
-        let mut noted: HashSet<(FullName, Arc<str>)> = HashSet::new();
-        loop {
-            let declared = Arc::clone(&changes.borrow_and_update());
-            let mut failed = false;
-            for (name, template) in &declared.templates {
-                let in_force = (Arc::clone(name), Arc::clone(&template.hash));
-                let (Some((namespace, short)), Ok(definition)) =
-                    (name.split_once('/'), BASE64_STANDARD.decode(&*template.packed))
-                else {
-                    continue;
-                };
-                if noted.contains(&in_force) {
-                    continue;
-                }
-                let definition = Bytes::from(definition);
-                match store.in_force(namespace, short, &template.hash, &definition, Timestamp::now()).await {
-                    Ok(()) => {
-                        noted.insert(in_force);
-                    }
-                    Err(error) => {
-                        failed = true;
-                        metrics.store_failed("in_force");
-                        tracing::warn!(%error, template = &**name, "a definition in force could not be noted");
-                    }
-                }
-            }
-            noted.retain(|(name, hash)| declared.templates.get(name).is_some_and(|template| template.hash == *hash));
-            if failed {
-                tokio::time::sleep(MEASURE).await;
-            } else if changes.changed().await.is_err() {
-                break;
-            }
-        }
-    })
-    .await;
-}
-
-/// Says how much waits, and since when.
-async fn measure(
-    catalog: Arc<FolderCatalog>,
-    store: Arc<SqliteStore>,
-    pipeline: Arc<Pipeline>,
-    stop: CancellationToken,
-) {
-    stop.run_until_cancelled(async {
-        loop {
-            for name in catalog.current().channels.keys() {
-                let Ok(backlog) = store.backlog(name).await else {
-                    continue;
-                };
-                let load = pipeline.loads.get(name).unwrap_or_default();
-                for class in Priority::ALL {
-                    let k = class.index();
-                    let labels = ChannelClass {
-                        channel: name.to_string(),
-                        priority: class.as_str(),
-                    };
-                    let metrics = pipeline.metrics();
-                    metrics
-                        .waiting
-                        .get_or_create(&labels)
-                        .set(backlog[k].due as i64);
-                    let in_room = backlog[k].oldest.map_or(0.0, |oldest| {
-                        Timestamp::now().duration_since(oldest).as_secs_f64()
-                    });
-                    let in_hand = load.oldest[k].unwrap_or_default().as_secs_f64();
-                    metrics
-                        .oldest_waiting_seconds
-                        .get_or_create(&labels)
-                        .set(in_room.max(in_hand));
-                }
-            }
-            tokio::time::sleep(MEASURE).await;
-        }
-    })
-    .await;
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::broker::{MessageId, Outgoing};
+use crate::deliver::load::{Limit, ProviderLoad};
 use crate::id::{DeliveryId, FullName, NotificationId};
 
 /// The envelope's version: the layout of its two leading bytes.
@@ -266,6 +267,41 @@ pub struct Events {
     /// Messages that nobody can read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub garbage: Vec<Garbage>,
+    /// How a pod is that delivers for the Channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick: Option<Tick>,
+}
+
+/// How a pod is that delivers for a Channel: told each second. Whoever is concerned reads it here, and nowhere else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tick {
+    /// The pod's name, which no other has or had.
+    pub pod: Arc<str>,
+    /// Deliveries that it holds and has not begun, by class.
+    pub waiting: [usize; Priority::COUNT],
+    /// Age of the oldest of them in milliseconds, by class.
+    pub oldest: [Option<u64>; Priority::COUNT],
+    /// When the one of them was released that was released first.
+    #[serde(
+        default,
+        with = "millisecond::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub held_since: Option<Timestamp>,
+    /// Deliveries per second that came to an end since the last tick.
+    pub drain: f64,
+    /// What holds it back.
+    pub limit: Limit,
+    /// Its view of the providers, in order of preference.
+    pub providers: Vec<ProviderLoad>,
+    /// The formats that it can read.
+    pub formats: Vec<u8>,
+    /// How far it has read the Channel's events.
+    pub read: Option<MessageId>,
+    /// It is the last one: the pod ends, and needs nothing any more.
+    #[serde(default)]
+    pub leaves: bool,
 }
 
 impl Events {

@@ -22,15 +22,15 @@ use tokio_util::task::TaskTracker;
 use crate::broker::{Broker, MessageId};
 use crate::catalog::{Catalog, FullName, Snapshot};
 use crate::deliver::ledger::Ledger;
-use crate::deliver::load::Loads;
-use crate::deliver::rate::Rate;
-use crate::deliver::worker::{Guards, NamedProvider, Shared, Worker};
+use crate::deliver::load::{Load, Loads};
+use crate::deliver::pod;
+use crate::deliver::worker::{Guards, Shared, Worker};
 use crate::fanout::Fanout;
 use crate::fanout::definitions::Definitions;
 use crate::message::Event;
-use crate::metrics::{ChannelProvider, Metrics};
+use crate::metrics::Metrics;
 use crate::plan::Plan;
-use crate::provider::{BuildError, Provider};
+pub use crate::provider::Providers;
 use crate::record::Recorder;
 use crate::record::sweep::Sweep;
 use crate::store::Store;
@@ -45,11 +45,6 @@ const OUTCOMES: usize = 4_096;
 
 /// W unless configured: most deliveries of a channel that are sent and whose outcome has no receipt yet.
 pub const WINDOW: usize = 64;
-
-/// Makes a declared provider ready to send; the channel's concurrency is given.
-pub type Providers = Arc<
-    dyn Fn(&herald_crds::Provider, usize) -> Result<Arc<dyn Provider>, BuildError> + Send + Sync,
->;
 
 /// What the stages work with.
 #[derive(Clone)]
@@ -95,6 +90,15 @@ pub struct Pipeline {
 impl Pipeline {
     /// Starts every stage. Nothing is read ahead: what was under way before is taken up as it comes.
     pub fn start(parts: &Parts) -> Self {
+        Self::begin(parts, true)
+    }
+
+    /// The same but for delivering, which is for pods of their own: how they are is known by their ticks.
+    pub fn start_without_workers(parts: &Parts) -> Self {
+        Self::begin(parts, false)
+    }
+
+    fn begin(parts: &Parts, delivers: bool) -> Self {
         let Parts {
             broker,
             store,
@@ -128,6 +132,7 @@ impl Pipeline {
                 broker: Arc::clone(broker),
                 metrics: Arc::clone(metrics),
                 loads: Arc::clone(&loads),
+                pod: None,
                 timing: Arc::clone(&timing),
                 window: parts.window,
                 guards: parts.guards,
@@ -136,6 +141,7 @@ impl Pipeline {
             lanes: Arc::clone(&lanes),
             outcomes: outcomes.clone(),
             parts: parts.clone(),
+            delivers,
             running: Mutex::default(),
             finishing: TaskTracker::new(),
             rung: Notify::new(),
@@ -241,9 +247,31 @@ async fn deliver(worker: Arc<Worker>, suspended: Suspended, stop: CancellationTo
     }
 }
 
+/// Tells what is suspended, again and again, for pods that come later and read no further back than the horizon.
+async fn tell_again(suspended: Suspended, every: Duration) {
+    loop {
+        suspended.tell().await;
+        let _ = tokio::time::timeout(every, suspended.follow()).await;
+    }
+}
+
+/// Keeps how a channel is in line with what its pods tell, for ever.
+async fn watch_pods(ledger: Arc<Ledger>, loads: Arc<Loads>, rate: f64, tick: Duration) {
+    loop {
+        match Load::of_pods(&ledger.pods(tick * 3), rate) {
+            Some(load) => loads.set(ledger.channel(), load),
+            None => loads.remove(ledger.channel()),
+        }
+        ledger.tidy();
+        tokio::time::sleep(tick).await;
+    }
+}
+
 /// What runs for each declared channel.
 struct Channels {
     parts: Parts,
+    /// Whether this process delivers.
+    delivers: bool,
     shared: Shared,
     fanout: Arc<Fanout>,
     lanes: Arc<Lanes>,
@@ -413,29 +441,18 @@ impl Channels {
     /// Starts the releaser and the worker of a channel; `None` if a provider cannot be built, which is said.
     fn work(&self, name: &FullName, channel: &Arc<Channel>, ledger: Arc<Ledger>) -> Option<AtWork> {
         let metrics = &self.parts.metrics;
-        let concurrency = channel.spec.concurrency();
-        let mut providers = Vec::with_capacity(channel.spec.providers.len());
-        for declared in &channel.spec.providers {
-            match (self.parts.providers)(declared, concurrency) {
-                Ok(provider) => {
-                    let labels = ChannelProvider {
-                        channel: name.to_string(),
-                        provider: declared.name.clone(),
-                    };
-                    providers.push(NamedProvider {
-                        name: Arc::from(declared.name.as_str()),
-                        timeout: declared.timeout(),
-                        rate: Rate::new(declared.rate_limit.as_ref()),
-                        seconds: metrics.provider_seconds.get_or_create(&labels).clone(),
-                        provider,
-                    });
-                }
+        let worker = if self.delivers {
+            let (providers, shared) = (&self.parts.providers, self.shared.clone());
+            match pod::worker(name, &channel.spec, providers, Arc::clone(&ledger), shared) {
+                Ok(worker) => Some(worker),
                 Err(error) => {
                     tracing::error!(channel = &**name, %error, "the channel cannot work until this is mended");
                     return None;
                 }
             }
-        }
+        } else {
+            None
+        };
         let stop = CancellationToken::new();
         let release = Release {
             channel: Arc::clone(name),
@@ -454,17 +471,27 @@ impl Channels {
             ledger: Arc::clone(&ledger),
             metrics: Arc::clone(metrics),
         };
-        let worker = Worker::new(
-            Arc::clone(name),
-            channel.spec.clone(),
-            providers,
-            ledger,
-            self.shared.clone(),
-        );
-        let tasks = vec![
-            tokio::spawn(release.run(stop.clone())),
-            tokio::spawn(deliver(worker, suspended, stop.clone())),
-        ];
+        let mut tasks = vec![tokio::spawn(release.run(stop.clone()))];
+        if let Some(worker) = worker {
+            tasks.push(tokio::spawn(deliver(worker, suspended, stop.clone())));
+        } else {
+            let rate = channel.spec.rate_limit.as_ref();
+            let rate = rate.map_or(f64::INFINITY, herald_crds::RateLimit::per_second);
+            let watched = watch_pods(
+                ledger,
+                Arc::clone(&self.shared.loads),
+                rate,
+                self.shared.timing.tick,
+            );
+            let horizon = self.shared.timing.horizon;
+            let stopping = stop.clone();
+            tasks.push(tokio::spawn(async move {
+                let told = tell_again(suspended, horizon / 2);
+                stopping
+                    .run_until_cancelled(async { futures::join!(watched, told) })
+                    .await;
+            }));
+        }
         Some(AtWork {
             declared: Arc::clone(channel),
             stop,

@@ -20,7 +20,7 @@ use super::control::EditError;
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page};
 use crate::accept::Scope;
 use crate::catalog::Snapshot;
-use crate::deliver::load::{Limit, ProviderLoad};
+use crate::deliver::load::{Limit, PodLoad, ProviderLoad};
 
 /// The calls that read and change what is declared.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -335,6 +335,9 @@ pub struct ChannelState {
     pub limited_by: Limit,
     /// Pods that deliver.
     pub replicas: u32,
+    /// Each of them; empty where one process does everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodLoad>,
     /// Its providers, in order of preference.
     pub providers: Vec<ProviderLoad>,
 }
@@ -379,6 +382,7 @@ async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<Channel
         rate_limit_per_second: Some(load.rate).filter(|rate| rate.is_finite() && *rate > 0.0),
         limited_by: load.limit,
         replicas: load.replicas,
+        pods: load.pods.clone(),
         providers: load.providers.clone(),
     })
 }

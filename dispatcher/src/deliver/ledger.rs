@@ -15,10 +15,13 @@ use super::settled::Settled;
 use crate::broker::{Broker, MessageId};
 use crate::id::FullName;
 use crate::id::{DeliveryId, NotificationId};
-use crate::message::{self, Control, Event, Events};
+use crate::message::{self, Control, Event, Events, Tick};
 
 /// How fast deliveries leave is measured over this long.
 const DRAIN_WINDOW: Duration = Duration::from_millis(250);
+
+/// Most pods of a channel that are known.
+const PODS: usize = 1_000;
 
 /// What the events of one Channel have told so far.
 #[derive(Debug)]
@@ -40,6 +43,17 @@ struct State {
     suspended: Vec<FullName>,
     orders: u64,
     out: [Out; Priority::COUNT],
+    /// Pods that have told how they are, by name.
+    pods: HashMap<Arc<str>, Heard>,
+}
+
+/// A pod that was heard.
+#[derive(Debug)]
+struct Heard {
+    tick: Tick,
+    at: Instant,
+    /// How many times it was heard.
+    times: u32,
 }
 
 /// What was released of a class and is not settled yet.
@@ -70,6 +84,7 @@ impl Ledger {
                 suspended: Vec::new(),
                 orders: 0,
                 out: [out(), out(), out(), out()],
+                pods: HashMap::new(),
             }),
             position: watch::Sender::new(None),
             changed: Notify::new(),
@@ -122,6 +137,9 @@ impl Ledger {
         for event in &events.outcomes {
             state.note(event);
         }
+        if let Some(tick) = &events.tick {
+            state.hear(tick);
+        }
         for control in &events.controls {
             let now = Instant::now();
             state.orders += 1;
@@ -137,6 +155,42 @@ impl Ledger {
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// How far the events were read.
+    pub fn position(&self) -> Option<MessageId> {
+        *self.position.borrow()
+    }
+
+    /// What the pods have told that were heard within so long.
+    pub fn pods(&self, within: Duration) -> Vec<Tick> {
+        let state = self.lock();
+        let heard = state.pods.values();
+        heard
+            .filter(|heard| heard.at.elapsed() < within)
+            .map(|heard| heard.tick.clone())
+            .collect()
+    }
+
+    /// Whether a pod was heard more than once, and within so long: then whoever reads the events counts it.
+    pub fn hears(&self, pod: &str, within: Duration) -> bool {
+        let state = self.lock();
+        let heard = state.pods.get(pod);
+        heard.is_some_and(|heard| heard.times >= 2 && heard.at.elapsed() < within)
+    }
+
+    /// Resolves when every pod that was heard within so long has read as far as `position`; at once if there is none.
+    pub async fn read_by_pods(&self, position: Option<MessageId>, within: Duration) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.pods(within).iter().all(|tick| tick.read >= position) {
+                return;
+            }
+            // Or the last one that has not was not heard for too long.
+            let _ = tokio::time::timeout(within / 3, changed).await;
+        }
     }
 
     /// Resolves when the tail has come as far as `position`; at once for `None`.
@@ -203,6 +257,7 @@ impl Ledger {
         for out in &mut state.out {
             out.ids.retain(|_, (_, _, at)| at.elapsed() < horizon);
         }
+        state.pods.retain(|_, heard| heard.at.elapsed() < horizon);
     }
 
     /// Notes that deliveries `(id, round, attempt)` of a class are about to go out.
@@ -250,6 +305,23 @@ impl Ledger {
 }
 
 impl State {
+    fn hear(&mut self, tick: &Tick) {
+        if tick.leaves {
+            self.pods.remove(&tick.pod);
+            return;
+        }
+        if self.pods.len() >= PODS && !self.pods.contains_key(&tick.pod) {
+            return;
+        }
+        let times = self.pods.get(&tick.pod).map_or(0, |heard| heard.times);
+        let heard = Heard {
+            tick: tick.clone(),
+            at: Instant::now(),
+            times: times.saturating_add(1),
+        };
+        self.pods.insert(Arc::clone(&tick.pod), heard);
+    }
+
     fn note(&mut self, event: &Event) {
         let Event {
             delivery,

@@ -8,6 +8,7 @@ use herald_crds::Priority;
 use jiff::Timestamp;
 
 use crate::id::FullName;
+use crate::message::Tick;
 
 /// What holds a channel back.
 #[derive(
@@ -18,6 +19,7 @@ use crate::id::FullName;
     Eq,
     Default,
     serde::Serialize,
+    serde::Deserialize,
     strum::IntoStaticStr,
     utoipa::ToSchema,
 )]
@@ -37,7 +39,7 @@ pub enum Limit {
 }
 
 /// How one provider is.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct ProviderLoad {
     /// Its name.
     #[schema(value_type = String)]
@@ -65,9 +67,64 @@ pub struct Load {
     pub providers: Vec<ProviderLoad>,
     /// Pods that deliver.
     pub replicas: u32,
+    /// Each of them, by name; none where a channel is worked off in the very process.
+    pub pods: Vec<PodLoad>,
+}
+
+/// How one pod is.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodLoad {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Arc<str>,
+    /// Deliveries that it holds and has not begun.
+    pub held: usize,
+    /// Deliveries per second that come to an end with it.
+    pub sends_per_second: f64,
+    /// What holds it back.
+    pub limited_by: Limit,
 }
 
 impl Load {
+    /// What the pods of a channel have told, taken together; `None`: there are none.
+    pub fn of_pods(ticks: &[Tick], rate: f64) -> Option<Self> {
+        let first = ticks.first()?;
+        let mut load = Self {
+            rate,
+            replicas: ticks.len() as u32,
+            limit: first.limit,
+            ..Self::default()
+        };
+        for tick in ticks {
+            for k in 0..Priority::COUNT {
+                load.waiting[k] += tick.waiting[k];
+                load.oldest[k] = load.oldest[k].max(tick.oldest[k].map(Duration::from_millis));
+            }
+            load.held_since = load.held_since.into_iter().chain(tick.held_since).min();
+            load.drain += tick.drain;
+            // As long as one of them gets on, no provider holds back the channel.
+            if rank(tick.limit) < rank(load.limit) {
+                load.limit = tick.limit;
+            }
+            for told in &tick.providers {
+                let known = load.providers.iter_mut();
+                match known.into_iter().find(|known| known.name == told.name) {
+                    Some(known) => known.state = known.state.max(told.state),
+                    None => load.providers.push(told.clone()),
+                }
+            }
+            load.pods.push(PodLoad {
+                name: Arc::clone(&tick.pod),
+                held: tick.waiting.iter().sum(),
+                sends_per_second: tick.drain,
+                limited_by: tick.limit,
+            });
+        }
+        load.pods.sort_by(|one, other| one.name.cmp(&other.name));
+        Some(load)
+    }
+
     /// How long what is held will take, in seconds.
     pub fn seconds_ahead(&self) -> f64 {
         let waiting = self.waiting.iter().sum::<usize>() as f64;
@@ -89,6 +146,17 @@ impl Load {
     /// Whether no provider may be asked now.
     pub fn is_stopped(&self) -> bool {
         !self.providers.is_empty() && self.providers.iter().all(|provider| provider.state < 1.0)
+    }
+}
+
+/// Of several pods the one counts that is held back by what more pods would cure, then the freest.
+const fn rank(limit: Limit) -> u8 {
+    match limit {
+        Limit::Slots => 0,
+        Limit::Rate => 1,
+        Limit::Nothing => 2,
+        Limit::Provider => 3,
+        Limit::Suspended => 4,
     }
 }
 

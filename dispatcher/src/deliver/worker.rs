@@ -13,11 +13,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use herald_crds::{ChannelSpec, Priority};
+use herald_crds::{ChannelSpec, Priority, RateLimit};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -83,6 +84,9 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// How every channel is.
     pub loads: Arc<Loads>,
+    /// The name of this pod, of which there may be several for a channel: no other pod has it, nor had it before. `None`:
+    /// nobody else delivers for these channels.
+    pub pod: Option<Arc<str>>,
     /// The times kept.
     pub timing: Arc<Timing>,
     /// W: most deliveries sent whose outcome has no receipt yet.
@@ -90,6 +94,16 @@ pub struct Shared {
     /// See [`Guards`].
     #[doc(hidden)]
     pub guards: Guards,
+}
+
+impl Shared {
+    /// A rate limit at work, for a channel or a provider: divided over the pods where there may be several.
+    pub fn rate(&self, limit: Option<&RateLimit>) -> Rate {
+        match self.pod {
+            Some(_) => Rate::divided(limit),
+            None => Rate::new(limit),
+        }
+    }
 }
 
 /// Works off one channel.
@@ -170,7 +184,7 @@ impl Worker {
                     .map(|_| Breaker::new(shared.timing.breaker))
                     .collect(),
             ),
-            rate: Rate::new(spec.rate_limit.as_ref()),
+            rate: shared.rate(spec.rate_limit.as_ref()),
             broker: Arc::clone(&shared.broker),
             queues: Mutex::default(),
             orders: AtomicU64::new(0),
@@ -205,15 +219,16 @@ impl Worker {
                 .instrument(span.clone()),
         );
 
-        let tasks = TaskTracker::new();
+        let mut takes = JoinSet::new();
         for class in Priority::ALL {
             let (worker, stop) = (Arc::clone(&self), stop.clone());
             let (acknowledge, finished) = (acknowledge.clone(), finished.clone());
-            tasks.spawn(
+            takes.spawn(
                 async move { worker.take(class, &acknowledge, &finished, stop).await }
                     .instrument(span.clone()),
             );
         }
+        let tasks = TaskTracker::new();
         for relay in [0, 1] {
             let (worker, stop) = (Arc::clone(&self), stop.clone());
             tasks.spawn(
@@ -236,12 +251,20 @@ impl Worker {
 
         tasks.close();
         sends.close();
+        let mut consumers = Vec::with_capacity(Priority::COUNT);
+        while let Some(taken) = takes.join_next().await {
+            // One that panicked has said so already.
+            consumers.extend(taken.ok().flatten());
+        }
         tasks.wait().await;
         sends.wait().await;
         let _ = publisher.await;
         // What is held and not begun holds on to the acknowledgements: it is given back unacknowledged.
         *self.queues() = Queues::default();
         let _ = acknowledger.await;
+        // Only now others may have what is left: what was begun has ended, and they can know how.
+        drop(consumers);
+        self.say_farewell().await;
         self.shared.loads.remove(&self.channel);
     }
 

@@ -120,6 +120,24 @@ pub enum BuildError {
     },
 }
 
+/// Makes a declared provider ready to send; the channel's concurrency is given.
+pub type Providers = Arc<
+    dyn Fn(&herald_crds::Provider, usize) -> Result<Arc<dyn Provider>, BuildError> + Send + Sync,
+>;
+
+/// Makes providers with the credentials of a folder, `ROOT/<secret>/<key>`.
+pub fn makers(secrets: impl Into<std::path::PathBuf>, allow_private_addresses: bool) -> Providers {
+    let credentials = credentials::Credentials::new(secrets);
+    Arc::new(move |declared, concurrency| {
+        let context = Context {
+            credentials: credentials.clone(),
+            allow_private_addresses,
+            concurrency,
+        };
+        build(declared, &context)
+    })
+}
+
 /// Makes a declared provider ready to send. No I/O: files, names and connections are had when the first send needs them.
 pub fn build(
     provider: &herald_crds::Provider,

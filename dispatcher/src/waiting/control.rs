@@ -18,6 +18,9 @@ use crate::store::{Recalled, Store, StoreError};
 /// How long an answer waits for the pods.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A pod that was not heard for so long is not waited for.
+const LIVELY: Duration = Duration::from_secs(3);
+
 /// Orders in one message to a channel: some 50 KiB, where a broker takes a few MiB.
 const ORDERS: usize = 1_000;
 
@@ -132,10 +135,11 @@ impl Orders {
                 read.push((ledger, position));
             }
         }
-        let all_read = futures::future::join_all(
-            read.iter()
-                .map(|(ledger, position)| ledger.caught_up(*position)),
-        );
+        let all_read =
+            futures::future::join_all(read.iter().map(|(ledger, position)| async move {
+                ledger.caught_up(*position).await;
+                ledger.read_by_pods(*position, LIVELY).await;
+            }));
         let pending = tokio::time::timeout(PATIENCE, all_read).await.is_err();
         Ok(Reached { recalled, pending })
     }

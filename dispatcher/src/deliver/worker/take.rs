@@ -1,9 +1,11 @@
 //! Consuming: the messages of each class are taken in hand, as far as they are no repeats.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use herald_crds::names::Topic;
 use herald_crds::{Priority, names};
 use jiff::Timestamp;
@@ -11,13 +13,18 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use crate::broker::{BrokerError, Incoming, MessageId, Outgoing, Sharing};
+use crate::broker::{BrokerError, Consumer, Incoming, MessageId, Outgoing, Sharing};
 use crate::deliver::outcomes::Finished;
 use crate::deliver::queue::{Acknowledgement, Held, Hold};
 use crate::message::{self, Bundle, DecodeError, Delivery, Garbage};
 
-/// Messages of one class that a pod holds unacknowledged.
-const PREFETCH: usize = 64;
+/// Messages of one class that a pod holds unacknowledged: some three seconds of work, of a delivery each, within this.
+///
+/// With fewer a client that lets the network collect what it says waits for some 40 ms each time it asks for more.
+const PREFETCH: std::ops::RangeInclusive<f64> = 64.0..=1_000.0;
+
+/// Bytes of messages after which no more are taken together.
+const TOGETHER: usize = 2 * 1024 * 1024;
 
 /// How much work of one class is held, as time at the channel's rate.
 const HELD: Duration = Duration::from_secs(3);
@@ -36,74 +43,86 @@ impl Worker {
         }
     }
 
-    /// Takes the messages of one class in hand until `stop`.
+    /// Messages of one class to hold at the most.
+    fn prefetch(&self) -> usize {
+        let work = self.rate.per_second() * HELD.as_secs_f64();
+        work.clamp(*PREFETCH.start(), *PREFETCH.end()) as usize
+    }
+
+    /// Takes the messages of one class in hand until `stop`; answers the consumer, if there is one, to be dropped once
+    /// what was begun has ended: its messages go to others then, who must not begin them before.
     pub(super) async fn take(
         &self,
         class: Priority,
         acknowledge: &mpsc::UnboundedSender<Acknowledgement>,
         finished: &mpsc::Sender<Finished>,
         stop: CancellationToken,
-    ) {
-        stop.run_until_cancelled(async {
-            let room = Arc::new(Semaphore::new(self.room()));
-            loop {
-                if let Err(error) = self.consume(class, &room, acknowledge, finished).await {
+    ) -> Option<Box<dyn Consumer>> {
+        let room = Arc::new(Semaphore::new(self.room()));
+        loop {
+            let mut consumer = None;
+            let consuming = self.consume(class, &room, &mut consumer, acknowledge, finished);
+            match stop.run_until_cancelled(consuming).await {
+                None => return consumer,
+                Some(Err(error)) => {
                     self.shared.metrics.broker_failed("receive");
                     tracing::warn!(%class, %error, "the consumer ended, beginning again");
                 }
-                // Another consumer may have these now.
-                self.queues().discard(class);
-                tokio::time::sleep(Duration::from_millis(250)).await;
             }
-        })
-        .await;
+            drop(consumer);
+            // Another consumer may have these now.
+            self.queues().discard(class);
+            let pause = tokio::time::sleep(Duration::from_millis(250));
+            stop.run_until_cancelled(pause).await?;
+        }
     }
 
     async fn consume(
         &self,
         class: Priority,
         room: &Arc<Semaphore>,
+        consumer: &mut Option<Box<dyn Consumer>>,
         acknowledge: &mpsc::UnboundedSender<Acknowledgement>,
         finished: &mpsc::Sender<Finished>,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Infallible, BrokerError> {
         let topic = names::deliveries(&self.channel, class);
         let events = names::events(&self.channel);
-        let mut consumer = self
+        let prefetch = self.prefetch();
+        let subscribed = self
             .broker
-            .subscribe(&topic, Sharing::KeyShared, PREFETCH)
+            .subscribe(&topic, Sharing::KeyShared, prefetch)
             .await?;
+        let consumer = consumer.insert(subscribed);
         let by = consumer.acknowledger();
         loop {
-            let Incoming { id, payload } = consumer.receive().await?;
-            let bundle = match message::decode::<Bundle>(&payload) {
-                Ok(bundle) => bundle,
-                Err(error) => {
-                    self.put_aside(&topic, id, payload, &error).await?;
-                    by.acknowledge(&[id]).await?;
-                    continue;
-                }
-            };
-            drop(payload);
+            let arrived = receive(&mut **consumer, prefetch).await?;
             if self.shared.guards.caught_up {
-                // So a successor knows all that its predecessor published.
+                // So a successor knows all that its predecessor published. One question for all that had arrived.
                 let position = self.broker.last_message_id(&events).await?;
                 self.ledger.caught_up(position).await;
             }
-            let hold = Hold::new(
-                id,
-                bundle.deliveries.len(),
-                Arc::clone(&by),
-                acknowledge.clone(),
-            );
-            for delivery in bundle.deliveries {
-                let room = Arc::clone(room).acquire_owned().await.ok();
-                let held = Held {
-                    delivery,
-                    topic: class,
-                    hold: Arc::clone(&hold),
-                    room,
+            for Incoming { id, payload } in arrived {
+                let bundle = match message::decode::<Bundle>(&payload) {
+                    Ok(bundle) => bundle,
+                    Err(error) => {
+                        self.put_aside(&topic, id, payload, &error).await?;
+                        by.acknowledge(&[id]).await?;
+                        continue;
+                    }
                 };
-                self.arrive(held, finished).await;
+                drop(payload);
+                let count = bundle.deliveries.len();
+                let hold = Hold::new(id, count, Arc::clone(&by), acknowledge.clone());
+                for delivery in bundle.deliveries {
+                    let room = Arc::clone(room).acquire_owned().await.ok();
+                    let held = Held {
+                        delivery,
+                        topic: class,
+                        hold: Arc::clone(&hold),
+                        room,
+                    };
+                    self.arrive(held, finished).await;
+                }
             }
         }
     }
@@ -176,4 +195,20 @@ impl Worker {
             }
         }
     }
+}
+
+/// Waits for a message, and takes what else is there, up to `most`.
+async fn receive(consumer: &mut dyn Consumer, most: usize) -> Result<Vec<Incoming>, BrokerError> {
+    let first = consumer.receive().await?;
+    let mut bytes = first.payload.len();
+    let mut arrived = vec![first];
+    while arrived.len() < most
+        && bytes < TOGETHER
+        && let Some(next) = consumer.receive().now_or_never()
+    {
+        let next = next?;
+        bytes += next.payload.len();
+        arrived.push(next);
+    }
+    Ok(arrived)
 }

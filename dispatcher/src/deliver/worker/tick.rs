@@ -3,15 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use herald_crds::names;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Worker, lock};
+use crate::broker::Outgoing;
 use crate::deliver::load::{Limit, Load, ProviderLoad};
 use crate::deliver::outcomes::Finished;
+use crate::deliver::share::Wants;
+use crate::message::{self, Events, Tick};
 use crate::metrics::ChannelProvider;
+
+/// After so many intervals without a tick a pod is taken for gone: by the others, and by itself.
+const MISSING: u32 = 3;
 
 impl Worker {
     /// Each second: says how the channel is, and gives back what is not to be sent any more.
@@ -26,7 +33,9 @@ impl Worker {
             (before, last) = (ended, Instant::now());
             // Not only when something is chosen: at a slow rate, or while no provider works, that may be long after.
             self.sort_again();
-            self.say(drain);
+            let load = self.load(drain);
+            self.shared.loads.set(&self.channel, load.clone());
+            self.tell(load, false).await;
             let unsent = self
                 .queues()
                 .take(|held| self.not_to_be_sent(&held.delivery));
@@ -37,7 +46,8 @@ impl Worker {
         }
     }
 
-    fn say(&self, drain: f64) {
+    /// How this pod is, or this process for the channel.
+    fn load(&self, drain: f64) -> Load {
         let (waiting, oldest, held_since) = {
             let queues = self.queues();
             let oldest = queues.heads(Timestamp::now());
@@ -72,7 +82,7 @@ impl Worker {
         } else {
             *lock(&self.limit)
         };
-        let load = Load {
+        Load {
             waiting,
             oldest,
             held_since,
@@ -81,7 +91,60 @@ impl Worker {
             limit,
             providers,
             replicas: 1,
+            pods: Vec::new(),
+        }
+    }
+
+    /// Where there may be other pods: tells them how this one is, and takes its share of the rates by what all have told.
+    async fn tell(&self, load: Load, leaves: bool) {
+        let Some(pod) = &self.shared.pod else { return };
+        let interval = self.shared.timing.tick;
+        if !leaves {
+            let pods = if self.ledger.hears(pod, interval * MISSING) {
+                self.ledger.pods(interval * MISSING)
+            } else {
+                // Whoever is not heard, or not yet, may be counted by nobody.
+                Vec::new()
+            };
+            let wants: Vec<Wants> = pods.iter().map(Wants::of).collect();
+            self.rate.divide(&wants, pod);
+            for provider in &self.providers {
+                provider.rate.divide(&wants, pod);
+            }
+        }
+        let tick = Tick {
+            pod: Arc::clone(pod),
+            waiting: load.waiting,
+            oldest: load.oldest.map(|age| age.map(|age| age.as_millis() as u64)),
+            held_since: load.held_since,
+            drain: load.drain,
+            limit: load.limit,
+            providers: load.providers,
+            formats: vec![message::FORMAT_JSON],
+            read: self.ledger.position(),
+            leaves,
         };
-        self.shared.loads.set(&self.channel, load);
+        let events = Events {
+            tick: Some(tick),
+            ..Events::default()
+        };
+        let told = Outgoing::at_once(message::encode(&events));
+        let topic = names::events(&self.channel);
+        let publishing = self.broker.publish(&topic, vec![told]);
+        // One that is late is of no use: the next one says more.
+        match tokio::time::timeout(interval, publishing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                self.shared.metrics.broker_failed("tick");
+                tracing::warn!(%error, "how this pod is could not be told");
+            }
+            Err(_) => self.shared.metrics.broker_failed("tick"),
+        }
+    }
+
+    /// Tells the others that this pod ends: its share is theirs at once, and no order waits for it.
+    pub(super) async fn say_farewell(&self) {
+        let load = self.load(0.0);
+        self.tell(load, true).await;
     }
 }

@@ -1,0 +1,326 @@
+//! The stages behind HTTP, and HTTP: everything but delivering, or with it everything.
+//!
+//! - This file: accepts, serves, and shuts down in order, over any broker and store.
+//! - [`folder`]: what the API needs of the folder and of the pipeline.
+
+mod folder;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use herald_crds::Priority;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::accept::schedules::Schedules;
+use crate::accept::{self, Accept, SenderRate};
+use crate::api::{self, Api, Keys, probes};
+use crate::broker::Broker;
+use crate::catalog::Catalog;
+use crate::catalog::folder::FolderCatalog;
+use crate::deliver::worker::Guards;
+use crate::id::FullName;
+use crate::metrics::{ChannelClass, Metrics};
+use crate::pipeline::{self, Pipeline, Providers};
+use crate::store::{ApiKey, Store, StoreError};
+use crate::timing::Timing;
+
+/// How often the gauges of the waiting room are brought up to date while there is something in it.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// Who delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivering {
+    /// This very process, and nobody else.
+    Here,
+    /// Pods of their own, one or more for each channel.
+    Elsewhere,
+}
+
+/// What it works with.
+pub struct Parts {
+    /// What moves.
+    pub broker: Arc<dyn Broker>,
+    /// What waits and what was.
+    pub store: Arc<dyn Store>,
+    /// What is declared.
+    pub catalog: Arc<FolderCatalog>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What makes providers: to deliver, and to test channels.
+    pub providers: Providers,
+    /// Who delivers.
+    pub delivering: Delivering,
+    /// The times kept.
+    pub timing: Timing,
+    /// W: most deliveries of a channel that are sent and whose outcome has no receipt yet.
+    pub window: usize,
+    /// An API key that may do everything, besides those in the store; `None`: only those.
+    pub api_key: Option<String>,
+    /// Where HTTP is served.
+    pub listener: TcpListener,
+    /// Where health and metrics are served; `None`: beside the API.
+    pub probes: Option<TcpListener>,
+}
+
+/// Everything at work.
+pub struct Gateway {
+    /// An API key that was made now, since there was none: to be shown once.
+    pub new_key: Option<String>,
+    pipeline: Arc<Pipeline>,
+    timing: Timing,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Gateway {
+    /// Starts everything. Once this returns requests are taken.
+    ///
+    /// # Errors
+    ///
+    /// The API keys could not be read or written.
+    pub async fn start(parts: Parts) -> Result<Self, StoreError> {
+        let Parts {
+            broker,
+            store,
+            catalog,
+            metrics,
+            providers,
+            delivering,
+            timing,
+            window,
+            api_key,
+            listener,
+            probes: probes_listener,
+        } = parts;
+        let (fixed, new_key) = keys(&*store, api_key.as_deref()).await?;
+        let stages = pipeline::Parts {
+            broker: Arc::clone(&broker),
+            store: Arc::clone(&store),
+            catalog: Arc::clone(&catalog) as _,
+            providers: Arc::clone(&providers),
+            metrics: Arc::clone(&metrics),
+            timing: timing.clone(),
+            window,
+            guards: Guards::default(),
+        };
+        let pipeline = Arc::new(match delivering {
+            Delivering::Here => Pipeline::start(&stages),
+            Delivering::Elsewhere => Pipeline::start_without_workers(&stages),
+        });
+        let accept = Arc::new(Accept::new(accept::Parts {
+            broker: Arc::clone(&broker),
+            catalog: Arc::clone(&catalog) as _,
+            store: Arc::clone(&store),
+            load: Arc::clone(&pipeline.loads) as _,
+            metrics: Arc::clone(&metrics),
+            timing: timing.clone(),
+            rate: SenderRate::default(),
+        }));
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let (ready, is_ready) = watch::channel(true);
+        let api = Arc::new(Api {
+            keys: Keys::new(Arc::clone(&store), &fixed),
+            accept: Arc::clone(&accept),
+            catalog: Arc::clone(&catalog) as _,
+            broker: Arc::clone(&broker),
+            store: Arc::clone(&store),
+            definitions: Arc::clone(&pipeline.definitions),
+            loads: Arc::clone(&pipeline.loads),
+            control: Arc::new(folder::Reach {
+                pipeline: Arc::clone(&pipeline),
+                catalog: Arc::clone(&catalog),
+                providers,
+            }),
+            editor: match delivering {
+                Delivering::Here => Some(Arc::new(folder::Edit(Arc::clone(&catalog)))),
+                // Several gateways, of which only one would see it.
+                Delivering::Elsewhere => None,
+            },
+            outcomes: pipeline.outcomes.clone(),
+            metrics: Arc::clone(&metrics),
+            ready: is_ready.clone(),
+            streams: Api::stream_places(),
+        });
+        let mut router = api::router(api);
+        let health = probes::router(Arc::clone(&metrics), is_ready);
+        if let Some(listener) = probes_listener {
+            let (stopping, drain) = (stop.clone(), timing.drain);
+            tasks.spawn(async move {
+                api::serve::serve(listener, health, drain, stopping.cancelled()).await;
+            });
+        } else {
+            router = router.merge(health);
+        }
+        let (stopping, drain) = (stop.clone(), timing.drain);
+        tasks.spawn(async move {
+            api::serve::serve(listener, router, drain, stopping.cancelled()).await;
+        });
+        let schedules = Schedules::new(
+            accept,
+            Arc::clone(&catalog) as _,
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+        );
+        let stopping = stop.clone();
+        tasks.spawn(async move { schedules.run(stopping.cancelled()).await });
+        let (watched, stopping) = (Arc::clone(&catalog), stop.clone());
+        tasks.spawn(async move {
+            stopping.run_until_cancelled(watched.keep_current()).await;
+        });
+        tasks.spawn(note_definitions(
+            Arc::clone(&catalog),
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            stop.clone(),
+        ));
+        tasks.spawn(measure(
+            Arc::clone(&catalog),
+            Arc::clone(&store),
+            Arc::clone(&pipeline),
+            stop.clone(),
+        ));
+        tasks.close();
+        Ok(Self {
+            new_key,
+            pipeline,
+            timing,
+            ready,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Shuts down in order: no more requests, then the stages. What is not finished within the drain time is repeated at
+    /// the next start, or by others.
+    pub async fn stop(&self) {
+        self.ready.send_replace(false);
+        self.stop.cancel();
+        // Side by side: somebody who watches outcomes must not keep the stages from finishing.
+        let served = tokio::time::timeout(self.timing.drain, self.tasks.wait());
+        let worked = tokio::time::timeout(self.timing.drain * 2, self.pipeline.stop());
+        let (_, worked) = futures::join!(served, worked);
+        if worked.is_err() {
+            tracing::warn!("not everything was finished in time: it is taken up at the next start");
+        }
+    }
+}
+
+/// The API keys besides those in the database, and one that had to be made.
+async fn keys(
+    store: &dyn Store,
+    given: Option<&str>,
+) -> Result<(Vec<ApiKey>, Option<String>), StoreError> {
+    let key = |name: &str, key: &str| ApiKey {
+        name: name.to_owned(),
+        digest: Keys::digest(key),
+        scopes: vec!["*".to_owned()],
+        created_at: Timestamp::now(),
+    };
+    if let Some(given) = given {
+        return Ok((vec![key("env", given)], None));
+    }
+    if !store.keys().await?.is_empty() {
+        return Ok((Vec::new(), None));
+    }
+    let new = Keys::generate();
+    store.put_key(&key("admin", &new)).await?;
+    Ok((Vec::new(), Some(new)))
+}
+
+/// Notes every definition that comes into force.
+async fn note_definitions(
+    catalog: Arc<FolderCatalog>,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(async {
+        let mut changes = catalog.changes();
+        let mut noted: HashSet<(FullName, Arc<str>)> = HashSet::new();
+        loop {
+            let declared = Arc::clone(&changes.borrow_and_update());
+            let mut failed = false;
+            for (name, template) in &declared.templates {
+                let in_force = (Arc::clone(name), Arc::clone(&template.hash));
+                let (Some((namespace, short)), Ok(definition)) =
+                    (name.split_once('/'), BASE64_STANDARD.decode(&*template.packed))
+                else {
+                    continue;
+                };
+                if noted.contains(&in_force) {
+                    continue;
+                }
+                let definition = Bytes::from(definition);
+                match store.in_force(namespace, short, &template.hash, &definition, Timestamp::now()).await {
+                    Ok(()) => {
+                        noted.insert(in_force);
+                    }
+                    Err(error) => {
+                        failed = true;
+                        metrics.store_failed("in_force");
+                        tracing::warn!(%error, template = &**name, "a definition in force could not be noted");
+                    }
+                }
+            }
+            noted.retain(|(name, hash)| declared.templates.get(name).is_some_and(|template| template.hash == *hash));
+            if failed {
+                tokio::time::sleep(MEASURE).await;
+            } else if changes.changed().await.is_err() {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+/// Says how much waits, and since when.
+async fn measure(
+    catalog: Arc<FolderCatalog>,
+    store: Arc<dyn Store>,
+    pipeline: Arc<Pipeline>,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(async {
+        loop {
+            for name in catalog.current().channels.keys() {
+                let Ok(backlog) = store.backlog(name).await else {
+                    continue;
+                };
+                let load = pipeline.loads.get(name).unwrap_or_default();
+                for class in Priority::ALL {
+                    let k = class.index();
+                    let labels = ChannelClass {
+                        channel: name.to_string(),
+                        priority: class.as_str(),
+                    };
+                    let metrics = pipeline.metrics();
+                    metrics
+                        .waiting
+                        .get_or_create(&labels)
+                        .set(backlog[k].due as i64);
+                    let in_room = backlog[k].oldest.map_or(0.0, |oldest| {
+                        Timestamp::now().duration_since(oldest).as_secs_f64()
+                    });
+                    let in_hand = load.oldest[k].unwrap_or_default().as_secs_f64();
+                    metrics
+                        .oldest_waiting_seconds
+                        .get_or_create(&labels)
+                        .set(in_room.max(in_hand));
+                }
+            }
+            tokio::time::sleep(MEASURE).await;
+        }
+    })
+    .await;
+}
