@@ -17,7 +17,7 @@
 //! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. [`pipeline`] puts the
 //! stages behind accepting into one process, [`gateway`] all that serves, [`local`] everything over files; [`cli`] is what
-//! people type.
+//! people type, `server` what runs in a cluster.
 //!
 //! Beside them: [`timing`] (every time that is kept), [`metrics`] (what is counted), [`telemetry`] (where logs go), `sqlite`
 //! (one writer that commits for many callers, for queue and history).
@@ -39,6 +39,8 @@ pub mod pipeline;
 pub mod plan;
 pub mod provider;
 pub mod record;
+#[cfg(feature = "pulsar")]
+pub mod server;
 mod sqlite;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,304 @@
+//! What runs in a cluster: gateways, and a pod or more for each channel.
+//!
+//! - [`settings`]: flags, environment, file. This file: the two roles, from their start to SIGTERM.
+
+pub mod settings;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use herald_crds::{Channel, Resource};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::settings::{Settings, SettingsError, need};
+use crate::api::{probes, serve};
+use crate::broker::pulsar::PulsarBroker;
+use crate::catalog::folder::{FolderCatalog, ScanError};
+use crate::catalog::yaml;
+use crate::deliver::ledger::Ledger;
+use crate::deliver::pod;
+use crate::deliver::worker::{Guards, Shared};
+use crate::gateway::{self, Delivering, Gateway};
+use crate::id::FullName;
+use crate::metrics::Metrics;
+use crate::provider::{self, BuildError, tls};
+use crate::store::sqlite::{self, SqliteStore};
+use crate::store::{Store, StoreError};
+use crate::telemetry;
+
+/// The servers of a cluster.
+#[derive(Debug, clap::Parser)]
+#[command(name = "herald-dispatcher", version)]
+pub struct Program {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Role {
+    /// Accepts, plans, holds what waits, releases it, and records what became of it.
+    Gateway(Box<Settings>),
+    /// Delivers for one Channel.
+    Deliver(Box<Settings>),
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A setting is missing or wrong.
+    #[error(transparent)]
+    Settings(SettingsError),
+    /// No threads, or no signals.
+    #[error("cannot start: {source}")]
+    Begin {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A port is taken, or not ours to take.
+    #[error("{setting}: cannot listen on {address}: {source}")]
+    Listen {
+        /// Which setting.
+        setting: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The folder of what is declared cannot be read.
+    #[error("declared: {0}")]
+    ReadFolder(ScanError),
+    /// The database cannot be opened, or its keys not be read.
+    #[error("databaseUrl: {0}")]
+    OpenStore(StoreError),
+    /// The Channel's file cannot be read.
+    #[error("channel: cannot read {path}: {source}")]
+    ReadChannel {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The Channel's file holds something else.
+    #[error("channel: {path}: {reason}")]
+    ParseChannel {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A provider that an edit of the Channel must cure.
+    #[error("channel: {0}")]
+    BuildProvider(BuildError),
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+///
+/// # Errors
+///
+/// It could not start: nothing was taken and nothing sent.
+pub fn run(program: Program) -> Result<(), ServerError> {
+    let (Role::Gateway(settings) | Role::Deliver(settings)) = &program.role;
+    let settings = (**settings)
+        .clone()
+        .complete()
+        .map_err(ServerError::Settings)?;
+    if settings.print_config {
+        // Whoever closes the pipe has seen enough.
+        let _ = writeln!(std::io::stdout(), "{}", settings.print());
+        return Ok(());
+    }
+    telemetry::begin();
+    tls::install_crypto();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ServerError::Begin { source })?;
+    runtime.block_on(async {
+        // Listened for before anything starts, so that a signal on the way finds somebody.
+        let stop = stop_signal().map_err(|source| ServerError::Begin { source })?;
+        match program.role {
+            Role::Gateway(_) => gateway(&settings, stop).await,
+            Role::Deliver(_) => deliver(&settings, stop).await,
+        }
+    })
+}
+
+async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let broker = Arc::new(PulsarBroker::new(
+        settings.pulsar().map_err(ServerError::Settings)?,
+    ));
+    let declared = need(
+        settings.declared.as_deref(),
+        "declared",
+        "declared",
+        "HERALD_DECLARED",
+    );
+    let declared = declared.map_err(ServerError::Settings)?;
+    let catalog = FolderCatalog::open(declared, settings.namespace().to_owned());
+    let catalog = Arc::new(catalog.map_err(ServerError::ReadFolder)?);
+    let listener = listen("listen", settings.listen()).await?;
+    let probes = listen("probes", settings.probes()).await?;
+    let store = store(settings).await?;
+    let credentials = settings.credentials.clone();
+    let secrets = credentials.unwrap_or_else(|| declared.join("secrets"));
+    let allow = settings.allow_private_addresses.unwrap_or(false);
+    let parts = gateway::Parts {
+        broker,
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        catalog,
+        metrics: Arc::default(),
+        providers: provider::makers(secrets, allow),
+        delivering: Delivering::Elsewhere,
+        timing: settings.timing(),
+        window: settings.window(),
+        api_key: settings.api_key.clone().filter(|key| !key.is_empty()),
+        listener,
+        probes: Some(probes),
+    };
+    let gateway = Gateway::start(parts)
+        .await
+        .map_err(ServerError::OpenStore)?;
+    if let Some(key) = &gateway.new_key {
+        // Once, and not into the log.
+        let _ = writeln!(std::io::stdout(), "API key, shown this once: {key}");
+    }
+    tracing::info!("ready");
+    stop.await;
+    tracing::info!("shutting down");
+    gateway.stop().await;
+    store.close().await;
+    Ok(())
+}
+
+/// The store that the address names.
+async fn store(settings: &Settings) -> Result<Arc<SqliteStore>, ServerError> {
+    let url = settings.database_url.as_deref();
+    let url = need(url, "databaseUrl", "database-url", "HERALD_DATABASE_URL");
+    let url = url.map_err(ServerError::Settings)?;
+    let Some(path) = url.strip_prefix("sqlite:") else {
+        let scheme = url.split(':').next().unwrap_or_default();
+        return Err(ServerError::Settings(SettingsError::Check {
+            setting: "databaseUrl",
+            reason: format!("there is no store for {scheme:?}: it must be sqlite:PATH"),
+        }));
+    };
+    let store = SqliteStore::open(Path::new(path), sqlite::Options::default()).await;
+    Ok(Arc::new(store.map_err(ServerError::OpenStore)?))
+}
+
+async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let file = need(
+        settings.channel.as_deref(),
+        "channel",
+        "channel",
+        "HERALD_CHANNEL",
+    );
+    let file = file.map_err(ServerError::Settings)?;
+    let (name, channel) = read_channel(file, settings.namespace())?;
+    let secrets = settings.credentials.as_deref();
+    let secrets = need(secrets, "credentials", "credentials", "HERALD_CREDENTIALS");
+    let secrets = secrets.map_err(ServerError::Settings)?;
+    let timing = Arc::new(settings.timing());
+    let metrics = Arc::<Metrics>::default();
+    // The same name for a pod that starts anew would be heard as the one that has died.
+    let pod = settings.pod.as_deref().unwrap_or("pod");
+    let pod = format!("{pod}-{:08x}", rand::random::<u32>());
+    let shared = Shared {
+        broker: Arc::new(PulsarBroker::new(
+            settings.pulsar().map_err(ServerError::Settings)?,
+        )),
+        metrics: Arc::clone(&metrics),
+        loads: Arc::default(),
+        pod: Some(Arc::from(pod)),
+        timing: Arc::clone(&timing),
+        window: settings.window(),
+        guards: Guards::default(),
+    };
+    let allow = settings.allow_private_addresses.unwrap_or(false);
+    let providers = provider::makers(secrets, allow);
+    let ledger = Ledger::new(Arc::clone(&name), timing.horizon);
+    let worker = pod::worker(
+        &name,
+        &channel.spec,
+        &providers,
+        Arc::clone(&ledger),
+        shared.clone(),
+    );
+    let worker = worker.map_err(ServerError::BuildProvider)?;
+
+    let listener = listen("probes", settings.probes()).await?;
+    let stopping = CancellationToken::new();
+    let (ready, is_ready) = watch::channel(false);
+    let router = probes::router(metrics, is_ready);
+    let (ended, drain) = (CancellationToken::new(), timing.drain);
+    let until = ended.clone();
+    let serving = tokio::spawn(async move {
+        serve::serve(listener, router, drain, until.cancelled()).await;
+    });
+    let asked = stopping.clone();
+    let delivering = pod::run(worker, ledger, shared, &ready, stopping);
+    let stopped = async {
+        stop.await;
+        tracing::info!("shutting down: finishing what is being sent");
+        asked.cancel();
+    };
+    futures::join!(delivering, stopped);
+    ended.cancel();
+    // One that panicked has said so already.
+    let _ = serving.await;
+    Ok(())
+}
+
+fn read_channel(path: &Path, namespace: &str) -> Result<(FullName, Channel), ServerError> {
+    let wrong = |reason: String| ServerError::ParseChannel {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = std::fs::read(path).map_err(|source| ServerError::ReadChannel {
+        path: path.to_owned(),
+        source,
+    })?;
+    let documents = yaml::read(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let [document] = &documents[..] else {
+        return Err(wrong(format!(
+            "it holds {} documents, not one Channel",
+            documents.len()
+        )));
+    };
+    let resource = Resource::parse(&document.value).map_err(|problems| {
+        let said = problems.iter().map(ToString::to_string);
+        wrong(said.collect::<Vec<_>>().join("; "))
+    })?;
+    let namespace = resource.namespace().unwrap_or(namespace);
+    let name = FullName::from(format!("{namespace}/{}", resource.name()));
+    match resource {
+        Resource::Channel(channel) => Ok((name, *channel)),
+        other => Err(wrong(format!("it is a {:?}, not a Channel", other.kind()))),
+    }
+}
+
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| ServerError::Listen {
+        setting,
+        address,
+        source,
+    })
+}
+
+/// Resolves at Ctrl-C or SIGTERM.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
