@@ -39,7 +39,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod provider;
 pub mod record;
-#[cfg(feature = "pulsar")]
+#[cfg(all(feature = "pulsar", feature = "postgres"))]
 pub mod server;
 mod sqlite;
 pub mod store;

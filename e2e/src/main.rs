@@ -6,13 +6,16 @@ use clap::{Args, Parser, Subcommand};
 use herald_e2e::environment::{self, Environment};
 use herald_e2e::process;
 
+mod accepted;
 mod bench;
+mod cluster;
 mod embedded;
 mod faults;
 mod run;
 mod server;
 mod showcase;
 mod sinks;
+mod soak;
 
 /// Herald against the real world.
 #[derive(Debug, Parser)]

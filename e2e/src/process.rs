@@ -169,26 +169,29 @@ pub fn python() -> PathBuf {
 
 /// The program `herald`, of the profile that this one was built with. Under `cargo run` it is built first.
 pub fn herald() -> anyhow::Result<PathBuf> {
+    program("herald", &[])
+}
+
+/// The servers, `herald-dispatcher`, likewise.
+pub fn dispatcher() -> anyhow::Result<PathBuf> {
+    program("herald-dispatcher", &["--features", "pulsar,postgres"])
+}
+
+fn program(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find the own program")?;
     let folder = own.parent().context("the own program is in no folder")?;
-    let herald = folder.join("herald");
+    let herald = folder.join(name);
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut command = Command::new(cargo);
         command
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "herald-dispatcher",
-                "--bin",
-                "herald",
-            ])
+            .args(["build", "--quiet", "-p", "herald-dispatcher", "--bin", name])
+            .args(features)
             .current_dir(repository());
         if folder.ends_with("release") {
             command.arg("--release");
         }
         let status = command.status().context("cannot run cargo")?;
-        ensure!(status.success(), "herald does not build");
+        ensure!(status.success(), "{name} does not build");
     }
     ensure!(
         herald.exists(),

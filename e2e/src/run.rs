@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{embedded, faults};
+use crate::{embedded, faults, soak};
 
 /// What a scenario can be told.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +31,8 @@ pub enum Scenario {
     Embedded,
     /// What a process meets: a port taken, a second one, a folder or a disk it cannot write to, SIGTERM, secrets in logs
     Faults,
+    /// Two gateways and three pods over Pulsar and PostgreSQL; each of the four is killed again and again: nothing lost
+    Soak,
 }
 
 /// Says what can be run.
@@ -64,6 +66,7 @@ async fn scenario(options: &Options, folder: &Path) -> anyhow::Result<()> {
     match options.scenario {
         Scenario::Embedded => embedded::run(options, folder).await,
         Scenario::Faults => faults::run(folder).await,
+        Scenario::Soak => soak::run(options, folder).await,
     }
 }
 

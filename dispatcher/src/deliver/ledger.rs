@@ -372,3 +372,62 @@ impl Out {
         self.since = Instant::now();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::load::Limit;
+
+    fn told(pod: &str, read: u64, leaves: bool) -> Events {
+        let tick = Tick {
+            pod: Arc::from(pod),
+            waiting: [0; Priority::COUNT],
+            oldest: [None; Priority::COUNT],
+            held_since: None,
+            drain: 0.0,
+            limit: Limit::Nothing,
+            providers: Vec::new(),
+            formats: vec![message::FORMAT_JSON],
+            read: Some(MessageId::of_entry(read)),
+            leaves,
+        };
+        Events {
+            tick: Some(tick),
+            ..Events::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_counts_once_it_was_heard_twice_and_until_it_leaves_or_is_silent() {
+        let long = Duration::from_secs(60);
+        let ledger = Ledger::new(Arc::from("shop/mail"), long);
+        ledger.apply(&told("a", 1, false));
+        assert!(!ledger.hears("a", long));
+        assert_eq!(
+            ledger.pods(long).len(),
+            1,
+            "others make room for it at once"
+        );
+        ledger.apply(&told("a", 2, false));
+        assert!(ledger.hears("a", long));
+        assert!(!ledger.hears("a", Duration::ZERO));
+        assert!(ledger.pods(Duration::ZERO).is_empty());
+        ledger.apply(&told("a", 3, true));
+        assert!(!ledger.hears("a", long));
+        assert!(ledger.pods(long).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_order_has_reached_the_pods_once_the_slowest_has_read_it() {
+        let long = Duration::from_secs(60);
+        let ledger = Ledger::new(Arc::from("shop/mail"), long);
+        let order = Some(MessageId::of_entry(5));
+        ledger.read_by_pods(order, long).await;
+        ledger.apply(&told("a", 7, false));
+        ledger.apply(&told("b", 4, false));
+        let mut reached = std::pin::pin!(ledger.read_by_pods(order, long));
+        assert!(futures::poll!(reached.as_mut()).is_pending());
+        ledger.apply(&told("b", 5, false));
+        reached.await;
+    }
+}

@@ -26,7 +26,7 @@ use crate::gateway::{self, Delivering, Gateway};
 use crate::id::FullName;
 use crate::metrics::Metrics;
 use crate::provider::{self, BuildError, tls};
-use crate::store::sqlite::{self, SqliteStore};
+use crate::store::postgres::PostgresStore;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 
@@ -174,19 +174,10 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     Ok(())
 }
 
-/// The store that the address names.
-async fn store(settings: &Settings) -> Result<Arc<SqliteStore>, ServerError> {
-    let url = settings.database_url.as_deref();
-    let url = need(url, "databaseUrl", "database-url", "HERALD_DATABASE_URL");
-    let url = url.map_err(ServerError::Settings)?;
-    let Some(path) = url.strip_prefix("sqlite:") else {
-        let scheme = url.split(':').next().unwrap_or_default();
-        return Err(ServerError::Settings(SettingsError::Check {
-            setting: "databaseUrl",
-            reason: format!("there is no store for {scheme:?}: it must be sqlite:PATH"),
-        }));
-    };
-    let store = SqliteStore::open(Path::new(path), sqlite::Options::default()).await;
+/// The database of all gateways.
+async fn store(settings: &Settings) -> Result<Arc<PostgresStore>, ServerError> {
+    let options = settings.database().map_err(ServerError::Settings)?;
+    let store = PostgresStore::open(options).await;
     Ok(Arc::new(store.map_err(ServerError::OpenStore)?))
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::broker::pulsar::{self, Token};
 use crate::catalog::yaml;
 use crate::pipeline;
+use crate::store::postgres;
 use crate::timing::Timing;
 
 /// Everything that can be set. What is not set has a usual value, or is missed by the role that needs it.
@@ -86,7 +87,7 @@ pub struct Settings {
     #[arg(long, env = "HERALD_DECLARED", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub declared: Option<PathBuf>,
-    /// gateway: the database: sqlite:PATH
+    /// gateway: the database, postgres://user:password@host:port/name
     #[arg(
         long,
         env = "HERALD_DATABASE_URL",
@@ -95,6 +96,10 @@ pub struct Settings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database_url: Option<String>,
+    /// gateway: PEM certificates of those who may have signed the database's; demands TLS and the right name.
+    #[arg(long, env = "HERALD_DATABASE_CA_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_ca_file: Option<PathBuf>,
     /// gateway: where the API is served [default: 0.0.0.0:8080]
     #[arg(long, env = "HERALD_LISTEN", value_name = "ADDRESS:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,6 +241,27 @@ impl Settings {
             token: token.map_or(Token::None, Token::File),
             ca: self.pulsar_ca_file.clone(),
             operation_timeout: Duration::from_secs(8),
+        })
+    }
+
+    /// Where the database is.
+    pub fn database(&self) -> Result<postgres::Options, SettingsError> {
+        let url = need(
+            self.database_url.as_deref(),
+            "databaseUrl",
+            "database-url",
+            "HERALD_DATABASE_URL",
+        )?;
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            // Not the address itself: it may hold a password.
+            return Err(SettingsError::Check {
+                setting: "databaseUrl",
+                reason: "it must begin with postgres://".to_owned(),
+            });
+        }
+        Ok(postgres::Options {
+            ca: self.database_ca_file.clone(),
+            ..postgres::Options::new(url)
         })
     }
 

@@ -7,22 +7,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use super::workload::Workload;
+use crate::accepted::until_accepted;
 use crate::server::Api;
 
 /// The namespace that everything is in.
 pub const NAMESPACE: &str = "load";
 
-/// Pause before a request is repeated that was not answered.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// A request that is not accepted for so long fails the run.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// Where they are sent.
+const PATH: &str = "/v1/namespaces/load/notifications";
 
 /// One accepted notification in so many is sent once more, with its key.
 const TWICE: usize = 100;
@@ -40,11 +35,6 @@ pub struct Sent {
     pub twice: usize,
     /// From the first request to the last answer.
     pub over: Duration,
-}
-
-#[derive(Debug, Deserialize)]
-struct Accepted {
-    id: String,
 }
 
 /// What one client saw.
@@ -100,72 +90,25 @@ async fn client(
     accepted: Arc<AtomicUsize>,
 ) -> anyhow::Result<Seen> {
     let mut seen = Seen::default();
+    let apis = std::slice::from_ref(&api);
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let Some(planned) = workload.notifications.get(number) else {
             return Ok(seen);
         };
         let begin = Instant::now();
-        let id = until_accepted(&api, &planned.key, &planned.body, &mut seen.repeated).await?;
+        let id =
+            until_accepted(apis, PATH, &planned.key, &planned.body, &mut seen.repeated).await?;
         seen.took.push(begin.elapsed());
         accepted.fetch_add(1, Ordering::Relaxed);
         if number.is_multiple_of(TWICE) {
             let again =
-                until_accepted(&api, &planned.key, &planned.body, &mut seen.repeated).await?;
+                until_accepted(apis, PATH, &planned.key, &planned.body, &mut seen.repeated).await?;
             if again != id {
                 bail!("{} was accepted as {id} and again as {again}", planned.key);
             }
             seen.twice += 1;
         }
         seen.ids.push((number, id));
-    }
-}
-
-/// Repeats a request with its key until it is accepted; its id.
-async fn until_accepted(
-    api: &Api,
-    key: &str,
-    body: &str,
-    repeated: &mut BTreeMap<String, usize>,
-) -> anyhow::Result<String> {
-    let begin = Instant::now();
-    loop {
-        let answer = api
-            .post(&format!("/v1/namespaces/{NAMESPACE}/notifications"))
-            .header("idempotency-key", key)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body.to_owned())
-            .send()
-            .await;
-        let (what, pause) = match answer {
-            Ok(answer) if answer.status() == StatusCode::ACCEPTED => {
-                match answer.json::<Accepted>().await {
-                    Ok(accepted) => return Ok(accepted.id),
-                    Err(_) => ("answer broke off".to_owned(), PAUSE),
-                }
-            }
-            Ok(answer) => {
-                let status = answer.status();
-                let after = answer.headers().get(RETRY_AFTER);
-                let after = after.and_then(|v| v.to_str().ok()?.parse().ok());
-                let may_repeat = status.is_server_error()
-                    || status == StatusCode::CONFLICT
-                    || status == StatusCode::TOO_MANY_REQUESTS;
-                if !may_repeat {
-                    let words = answer.text().await.unwrap_or_default();
-                    bail!("{key} was refused, {status}: {words}");
-                }
-                let pause = after.map_or(PAUSE, Duration::from_secs);
-                (status.as_u16().to_string(), pause)
-            }
-            Err(error) if error.is_connect() => ("not reached".to_owned(), PAUSE),
-            Err(error) if error.is_timeout() => ("timeout".to_owned(), PAUSE),
-            Err(_) => ("broken off".to_owned(), PAUSE),
-        };
-        *repeated.entry(what.clone()).or_default() += 1;
-        if begin.elapsed() > PATIENCE {
-            bail!("{key} was not accepted within {PATIENCE:?}: {what}");
-        }
-        tokio::time::sleep(pause).await;
     }
 }

@@ -46,6 +46,8 @@ struct Line<'a> {
     recipient: &'a str,
     endpoint: &'a str,
     priority: Priority,
+    /// Since when it could have been sent.
+    ready_at: Timestamp,
     round: u16,
     attempt: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,6 +80,7 @@ impl Log {
                 recipient: &delivery.recipient,
                 endpoint: &delivery.endpoint,
                 priority: delivery.priority,
+                ready_at: delivery.ready_at,
                 round: delivery.round,
                 attempt: delivery.attempt,
                 traceparent: delivery.traceparent.as_deref(),
