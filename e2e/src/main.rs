@@ -12,6 +12,7 @@ mod cluster;
 mod embedded;
 mod faults;
 mod run;
+mod scaling;
 mod server;
 mod showcase;
 mod sinks;

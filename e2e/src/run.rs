@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{embedded, faults, soak};
+use crate::{embedded, faults, scaling, soak};
 
 /// What a scenario can be told.
 #[derive(Debug, Clone, Args)]
@@ -33,6 +33,8 @@ pub enum Scenario {
     Faults,
     /// Two gateways and three pods over Pulsar and PostgreSQL; each of the four is killed again and again: nothing lost
     Soak,
+    /// A Channel's pods from one to four and back under load: the pause, the rate, the order
+    Scaling,
 }
 
 /// Says what can be run.
@@ -66,6 +68,7 @@ async fn scenario(options: &Options, folder: &Path) -> anyhow::Result<()> {
     match options.scenario {
         Scenario::Embedded => embedded::run(options, folder).await,
         Scenario::Faults => faults::run(folder).await,
+        Scenario::Scaling => scaling::run(options, folder).await,
         Scenario::Soak => soak::run(options, folder).await,
     }
 }

@@ -1,11 +1,9 @@
 //! A fixed load on two gateways and three pods, of which each is killed again and again, with the broker and the
 //! database: everything arrives, and twice only what a fault can explain.
 //!
-//! - This file: the run. [`load`]: what is sent, and by when it was accepted. [`faults`]: what is killed when.
-//!   [`verdict`]: what arrived, held against what was accepted.
+//! - This file: the run. [`faults`]: what is killed when. [`verdict`]: what arrived, held against what was accepted.
 
 mod faults;
-mod load;
 mod verdict;
 
 use std::path::Path;
@@ -17,11 +15,11 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::Deserialize;
 
+use crate::cluster::load::{self, Load};
 use crate::cluster::{Channel, Cluster, NAMESPACE, Setup, sent};
 use crate::run::Options;
 use crate::server::Api;
 use faults::Faults;
-use load::Load;
 
 /// W of each pod.
 const WINDOW: usize = 64;
@@ -90,11 +88,10 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     let begin = Instant::now();
     let say = move |words: &str| println!("{:>7.1} s  {words}", begin.elapsed().as_secs_f64());
     println!("seed {seed} (again with --seed {seed})");
-    let templates: &'static str = Box::leak(load::templates(size.channels).into_boxed_str());
     let mut cluster = Cluster::start(
         Setup {
             channels: size.channels,
-            templates,
+            templates: load::templates(size.channels),
             horizon: size.horizon,
             window: WINDOW,
             sync: true,

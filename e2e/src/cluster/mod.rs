@@ -1,7 +1,9 @@
 //! What runs in a cluster, as processes on this machine: gateways and deliver pods over Pulsar and PostgreSQL.
 //!
-//! - This file: starting them, and what they all know. [`sent`]: what was sent, by the files that the pods write.
+//! - This file: starting them, and what they all know. [`load`]: what is sent,
+//!   and when it was accepted. [`sent`]: what the pods say that they sent.
 
+pub mod load;
 pub mod sent;
 
 use std::fs;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use herald_e2e::environment::{self, Environment};
 use herald_e2e::process::{self, Running};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::server::{Api, KEY, ready};
 
@@ -39,12 +41,12 @@ pub struct Channel {
 }
 
 /// What all processes are started with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     /// The Channels.
     pub channels: &'static [Channel],
     /// The templates, in YAML.
-    pub templates: &'static str,
+    pub templates: String,
     /// H.
     pub horizon: Duration,
     /// W.
@@ -114,7 +116,7 @@ impl Cluster {
             fs::create_dir_all(folder.join(name)).context("cannot make a folder")?;
         }
         fs::write(folder.join("token"), pulsar.token(ROLE, None))?;
-        fs::write(folder.join("declared/templates.yaml"), setup.templates)?;
+        fs::write(folder.join("declared/templates.yaml"), &setup.templates)?;
         for channel in setup.channels {
             let path = folder.join(format!("declared/{}.yaml", channel.name));
             fs::write(
@@ -130,11 +132,6 @@ impl Cluster {
             program,
             tenant,
         })
-    }
-
-    /// Declares more.
-    pub fn declare(&self, name: &str, yaml: &str) -> anyhow::Result<()> {
-        fs::write(self.folder.join("declared").join(name), yaml).context("cannot declare")
     }
 
     fn command(&self, role: &str, probes: u16) -> anyhow::Result<Command> {
@@ -232,9 +229,10 @@ impl Cluster {
         for from in (0..count).step_by(AT_A_TIME) {
             let mut lines = String::new();
             for i in from..(from + AT_A_TIME).min(count) {
-                lines.push_str(&format!(
-                    "{{\"id\":\"p{i:06}\",\"addresses\":{{\"email\":\"p{i:06}@people.example\"}}}}\n"
-                ));
+                let (id, address) = (format!("p{i:06}"), format!("p{i:06}@people.example"));
+                let person = json!({"id": id, "addresses": {"email": address}});
+                lines.push_str(&person.to_string());
+                lines.push('\n');
             }
             let answer = api
                 .post(&format!("/v1/namespaces/{NAMESPACE}/recipients/import"))

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -46,17 +47,28 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Sent>> {
     Ok(all)
 }
 
-/// How many sends there were until now, roughly: by the length of the files.
+/// How many sends there were until now.
 pub fn count(folder: &Path) -> anyhow::Result<usize> {
     let mut count = 0;
     for file in files(folder)? {
         let text = fs::read(file).context("cannot read what was sent")?;
-        count += text.iter().filter(|byte| **byte == b'\n').count();
+        count += text.split(|byte| *byte == b'\n').count() - 1;
     }
     Ok(count)
 }
 
-fn files(folder: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+/// Half of them took at most, and 99 of a hundred.
+pub fn percentiles(took: &mut [Duration]) -> String {
+    took.sort_unstable();
+    let at = |share: f64| {
+        let index = (took.len() as f64 * share) as usize;
+        let at = took.get(index.min(took.len().saturating_sub(1)));
+        at.copied().unwrap_or_default().as_secs_f64()
+    };
+    format!("{:.3} / {:.3} s", at(0.5), at(0.99))
+}
+
+fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder.join("sent")).context("cannot list what was sent")?;
     let mut files = Vec::new();
     for entry in entries {

@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 
-use super::load::Load;
+use crate::cluster::load::Load;
 use crate::cluster::{Cluster, Gateway, Pod, sent};
 
 /// How long what was killed stays away.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::faults::{Faults, Victim};
-use super::load::Accepted;
-use crate::cluster::sent::Sent;
+use crate::cluster::load::Accepted;
+use crate::cluster::sent::{self, Sent};
 use crate::cluster::{Channel, NAMESPACE};
 
 /// How long after a fault what it held up is still counted with it.
@@ -160,15 +160,15 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     }
     rows.push((
         "critical, accepted to sent, quiet: p50 / p99".to_owned(),
-        percentiles(&mut quiet),
+        sent::percentiles(&mut quiet),
     ));
     rows.push((
         "the same around faults".to_owned(),
-        percentiles(&mut faulty),
+        sent::percentiles(&mut faulty),
     ));
     rows.push((
         "accepting, faults included: p50 / p99".to_owned(),
-        percentiles(&mut accepted.took.clone()),
+        sent::percentiles(&mut accepted.took.clone()),
     ));
     for (what, count) in &accepted.repeated {
         rows.push((format!("requests repeated: {what}"), count.to_string()));
@@ -191,14 +191,4 @@ fn touched(victim: Victim) -> usize {
         Victim::Broker => PODS,
         Victim::Gateway | Victim::Database => 0,
     }
-}
-
-fn percentiles(took: &mut [Duration]) -> String {
-    took.sort_unstable();
-    let at = |share: f64| {
-        let index = (took.len() as f64 * share) as usize;
-        let at = took.get(index.min(took.len().saturating_sub(1)));
-        at.copied().unwrap_or_default().as_secs_f64()
-    };
-    format!("{:.3} / {:.3} s", at(0.5), at(0.99))
 }

@@ -12,14 +12,14 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::{Channel, NAMESPACE};
 use crate::accepted::until_accepted;
-use crate::cluster::{Channel, NAMESPACE};
 use crate::server::Api;
 
 /// The group that the bulk goes to.
 pub const GROUP: &str = "everybody";
 
-/// Requests at a time: more than there are in the longest outage.
+/// Requests at a time: more than come in the longest outage.
 const AT_A_TIME: usize = 8_192;
 
 /// How often the rate is kept to.
@@ -219,7 +219,7 @@ async fn one(
     body: String,
     number: usize,
 ) -> anyhow::Result<One> {
-    let key = format!("soak-{template}-{number}");
+    let key = format!("{template}-{number}");
     let path = format!("/v1/namespaces/{NAMESPACE}/notifications");
     let begin = Instant::now();
     let mut repeated = BTreeMap::new();
