@@ -289,8 +289,8 @@ pub struct Tick {
         skip_serializing_if = "Option::is_none"
     )]
     pub held_since: Option<Timestamp>,
-    /// Deliveries per second that came to an end since the last tick.
-    pub drain: f64,
+    /// Sends per second that came to an end since the last tick, by class.
+    pub drain: [f64; Priority::COUNT],
     /// What holds it back.
     pub limit: Limit,
     /// Its view of the providers, in order of preference.

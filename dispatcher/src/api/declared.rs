@@ -378,7 +378,7 @@ async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<Channel
     });
     Ok(ChannelState {
         classes: classes.into(),
-        sends_per_second: load.drain,
+        sends_per_second: load.sends_per_second(),
         rate_limit_per_second: Some(load.rate).filter(|rate| rate.is_finite() && *rate > 0.0),
         limited_by: load.limit,
         replicas: load.replicas,

@@ -384,7 +384,7 @@ mod tests {
             waiting: [0; Priority::COUNT],
             oldest: [None; Priority::COUNT],
             held_since: None,
-            drain: 0.0,
+            drain: [0.0; Priority::COUNT],
             limit: Limit::Nothing,
             providers: Vec::new(),
             formats: vec![message::FORMAT_JSON],

@@ -57,8 +57,8 @@ pub struct Load {
     pub oldest: [Option<Duration>; Priority::COUNT],
     /// When the one of them was released that was released first; `None`: nothing is held.
     pub held_since: Option<Timestamp>,
-    /// Sends per second, lately.
-    pub drain: f64,
+    /// Sends per second, lately, by class.
+    pub drain: [f64; Priority::COUNT],
     /// Sends per second that the rate limit allows; infinite: no limit.
     pub rate: f64,
     /// What holds it back.
@@ -99,10 +99,10 @@ impl Load {
         for tick in ticks {
             for k in 0..Priority::COUNT {
                 load.waiting[k] += tick.waiting[k];
+                load.drain[k] += tick.drain[k];
                 load.oldest[k] = load.oldest[k].max(tick.oldest[k].map(Duration::from_millis));
             }
             load.held_since = load.held_since.into_iter().chain(tick.held_since).min();
-            load.drain += tick.drain;
             // As long as one of them gets on, no provider holds back the channel.
             if rank(tick.limit) < rank(load.limit) {
                 load.limit = tick.limit;
@@ -117,12 +117,17 @@ impl Load {
             load.pods.push(PodLoad {
                 name: Arc::clone(&tick.pod),
                 held: tick.waiting.iter().sum(),
-                sends_per_second: tick.drain,
+                sends_per_second: tick.drain.iter().sum(),
                 limited_by: tick.limit,
             });
         }
         load.pods.sort_by(|one, other| one.name.cmp(&other.name));
         Some(load)
+    }
+
+    /// Sends per second of all classes, lately.
+    pub fn sends_per_second(&self) -> f64 {
+        self.drain.iter().sum()
     }
 
     /// How long what is held will take, in seconds.
@@ -131,8 +136,9 @@ impl Load {
         if waiting == 0.0 {
             return 0.0;
         }
-        let speed = if self.drain > 0.0 {
-            self.drain.min(self.rate)
+        let drain = self.sends_per_second();
+        let speed = if drain > 0.0 {
+            drain.min(self.rate)
         } else {
             self.rate.min(1000.0)
         };

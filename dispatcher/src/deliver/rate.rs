@@ -157,13 +157,14 @@ struct Pacer {
 
 impl Pacer {
     fn set(&mut self, share: Share, now: Instant) {
-        self.share = share;
-        // Whoever has more by now need not wait out what it had before.
-        if let Share::PerSecond(rate) = share
-            && let Ok(interval) = Duration::try_from_secs_f64(1.0 / rate)
-        {
-            self.next = self.next.min(now + interval);
+        // What was sent early is made up for at the new pace: whoever has more by now need not wait out what it had
+        // before, and whoever has as much as before gets nothing on top.
+        if let (Share::PerSecond(rate), Share::PerSecond(before)) = (share, self.share) {
+            let early = self.next.saturating_duration_since(now);
+            let early = Duration::try_from_secs_f64(early.as_secs_f64() * before / rate);
+            self.next = now + early.unwrap_or(Duration::ZERO);
         }
+        self.share = share;
     }
 
     /// Counts a send, or answers how long to wait; `None`: until the part is another.
@@ -254,6 +255,29 @@ mod tests {
         }
         // 100 a second for 10 s, and what may be caught up in one go.
         assert!((1_000..=1_020).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn to_hear_of_the_same_share_again_and_again_adds_nothing_to_it() {
+        let begin = Instant::now();
+        let mut pacer = Pacer {
+            share: Share::Nothing,
+            next: begin,
+            last: None,
+        };
+        let (mut now, mut told, mut sent) = (begin, begin, 0);
+        while now < begin + Duration::from_secs(10) {
+            if now >= told {
+                pacer.set(Share::PerSecond(200.0), now);
+                told += Duration::from_millis(100);
+            }
+            match pacer.begin(now, Duration::ZERO) {
+                Ok(()) => sent += 1,
+                Err(wait) => now += wait.unwrap(),
+            }
+        }
+        // 200 a second for 10 s, and what may be caught up in one go.
+        assert!((2_000..=2_021).contains(&sent), "{sent}");
     }
 
     #[test]

@@ -14,6 +14,10 @@ use crate::message::Tick;
 /// need not wait until the others have heard of it.
 const EVERYBODYS: f64 = 0.1;
 
+/// What comes in a second may be so much more than in the last: with less, what is urgent would wait for the next tick
+/// where it happens to come to one pod, while another sends what is not. What is too much goes to the pod's other classes.
+const MORE: f64 = 1.5;
+
 /// What one pod wants to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wants {
@@ -24,16 +28,16 @@ pub struct Wants {
 }
 
 impl Wants {
-    /// By what a pod has told: all that it holds within the next second, and as much as it has sent in the last one,
-    /// which will have been of the least urgent class.
+    /// By what a pod has told: all that it holds within the next second, and somewhat more than it has sent of each class
+    /// in the last one, since as much will come, now and then more.
     pub fn of(tick: &Tick) -> Self {
-        let mut per_second = tick.waiting.map(|waiting| waiting as f64);
-        if let Some(last) = per_second.last_mut() {
-            *last += tick.drain.max(0.0);
-        }
+        let per_second = |class: usize| {
+            let comes = tick.drain[class].max(0.0) * MORE;
+            tick.waiting[class] as f64 + comes
+        };
         Self {
             pod: Arc::clone(&tick.pod),
-            per_second,
+            per_second: std::array::from_fn(per_second),
         }
     }
 

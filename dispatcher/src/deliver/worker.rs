@@ -123,8 +123,8 @@ pub struct Worker {
     /// Rings when something arrived, a slot became free, or an order was followed.
     work: Notify,
     window: Arc<Semaphore>,
-    /// Deliveries that reached an end of any kind, ever; the drain is measured from it.
-    ended: AtomicU64,
+    /// Sends that reached an end of any kind, ever, by class; the drain is measured from it.
+    ended: [AtomicU64; Priority::COUNT],
     limit: Mutex<Limit>,
     counters: [Counters; Priority::COUNT],
 }
@@ -190,7 +190,7 @@ impl Worker {
             orders: AtomicU64::new(0),
             work: Notify::new(),
             window: Arc::new(Semaphore::new(shared.window.max(1))),
-            ended: AtomicU64::new(0),
+            ended: Default::default(),
             limit: Mutex::default(),
             channel,
             spec,

@@ -42,14 +42,6 @@ pub struct Recorder {
     pub position: watch::Sender<Option<MessageId>>,
 }
 
-/// What a message is to this program.
-enum Read {
-    Events(Events),
-    /// Kept unacknowledged, until a program takes over that can read it. Whatever else comes is recorded meanwhile: the
-    /// order does not matter. Should there be as many of these as are held at once, the rest waits too.
-    Newer,
-}
-
 impl Recorder {
     /// Records until `stop`. With the database away, events wait where they are.
     pub async fn run(self, stop: CancellationToken) {
@@ -85,14 +77,12 @@ impl Recorder {
             let mut events = Vec::with_capacity(messages.len());
             let mut ids = Vec::with_capacity(messages.len());
             for message in messages {
-                match self.read(&message) {
-                    Read::Events(read) => events.push(read),
-                    Read::Newer => {
-                        newer = Some(newer.map_or(message.id, |newer| newer.min(message.id)));
-                        continue;
-                    }
+                if let Some(read) = self.read(&message) {
+                    events.push(read);
+                    ids.push(message.id);
+                } else {
+                    newer = Some(newer.map_or(message.id, |newer| newer.min(message.id)));
                 }
-                ids.push(message.id);
             }
             if ids.is_empty() {
                 continue;
@@ -110,20 +100,23 @@ impl Recorder {
         }
     }
 
-    fn read(&self, message: &Incoming) -> Read {
+    /// The events of a message; `None`: it is kept unacknowledged, until a program takes over that can read it. Whatever
+    /// else comes is recorded meanwhile: the order does not matter. Should there be as many of these as are held at once,
+    /// the rest waits too.
+    fn read(&self, message: &Incoming) -> Option<Events> {
         match message::decode(&message.payload) {
-            Ok(events) => Read::Events(events),
+            Ok(events) => Some(events),
             Err(error @ DecodeError::Newer { .. }) => {
                 self.metrics.broker_failed("read_events");
                 tracing::error!(channel = &*self.channel, %error, "an event waits for a program that can read it");
-                Read::Newer
+                None
             }
             Err(error @ DecodeError::Garbage { .. }) => {
                 let bytes = message.payload.len();
                 tracing::error!(channel = &*self.channel, %error, bytes, "an event cannot be read and is put aside");
                 self.metrics.found_unreadable("events");
                 let topic = names::events(&self.channel);
-                Read::Events(Events {
+                Some(Events {
                     garbage: vec![Garbage::new(&topic, message.id, &message.payload, &error)],
                     ..Events::default()
                 })

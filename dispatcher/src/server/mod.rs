@@ -100,7 +100,7 @@ pub enum ServerError {
 /// # Errors
 ///
 /// It could not start: nothing was taken and nothing sent.
-pub fn run(program: Program) -> Result<(), ServerError> {
+pub fn run(program: &Program) -> Result<(), ServerError> {
     let (Role::Gateway(settings) | Role::Deliver(settings)) = &program.role;
     let settings = (**settings)
         .clone()

@@ -203,9 +203,7 @@ impl Settings {
     /// What is set, as it could stand in the file. What is secret is only said to be set.
     pub fn print(&self) -> String {
         let mut shown = self.clone();
-        for secret in [&mut shown.api_key] {
-            *secret = secret.as_ref().map(|_| "(hidden)".to_owned());
-        }
+        shown.api_key = shown.api_key.map(|_| "(hidden)".to_owned());
         // A password in the address of a database is one, too.
         shown.database_url = shown.database_url.map(|url| match url.split_once("://") {
             Some((scheme, rest)) => match rest.rsplit_once('@') {

@@ -83,7 +83,7 @@ impl Release {
             let changed = self.ledger.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.release_one(&lane, &mut turns).await {
+            match self.release_some(&lane, &mut turns).await {
                 Ok(true) => {}
                 Ok(false) => {
                     let looked = tokio::time::sleep(self.timing.tick);
@@ -107,8 +107,11 @@ impl Release {
         }
     }
 
-    /// Releases one chunk of the most urgent class that has one and may; `false` if none does.
-    async fn release_one(
+    /// Releases a chunk of each class that has one and may, the most urgent first; `false` if none does.
+    ///
+    /// Of each: which goes first is decided where it is delivered. A class that had to wait until there is nothing of a
+    /// higher one here could wait for ever, though there is time to send it.
+    async fn release_some(
         &self,
         lane: &super::Lane,
         turns: &mut [Turn; Priority::COUNT],
@@ -131,6 +134,7 @@ impl Release {
             return Ok(false);
         }
         let rate = channel.spec.rate_limit.as_ref();
+        let mut has_released = false;
         for class in Priority::ALL {
             let (out, drain) = self.ledger.pace(class);
             let allowance = pace::allowance(out, drain, rate, self.timing.pace);
@@ -142,7 +146,7 @@ impl Release {
                 Ok(0) => {}
                 Ok(_) => {
                     lane.give(class);
-                    return Ok(true);
+                    has_released = true;
                 }
                 Err(error) => {
                     lane.give(class);
@@ -150,7 +154,7 @@ impl Release {
                 }
             }
         }
-        Ok(false)
+        Ok(has_released)
     }
 
     /// Releases a chunk; answers how many rows were in it.

@@ -96,7 +96,7 @@ impl Worker {
     fn count(&self, delivery: &Delivery, provider: usize, outcome: &Outcome, took: Duration) {
         let provider = &self.providers[provider];
         provider.seconds.observe(took.as_secs_f64());
-        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.ended[delivery.priority.index()].fetch_add(1, Ordering::Relaxed);
         let counters = &self.counters[delivery.priority.index()];
         let reason = match outcome {
             Outcome::Sent { .. } => {

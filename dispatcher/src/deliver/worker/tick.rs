@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use herald_crds::names;
+use herald_crds::{Priority, names};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,13 +23,14 @@ const MISSING: u32 = 3;
 impl Worker {
     /// Each second: says how the channel is, and gives back what is not to be sent any more.
     pub(super) async fn tick(&self, finished: &mpsc::Sender<Finished>, stop: CancellationToken) {
-        let mut before = 0;
+        let mut before = [0; Priority::COUNT];
         let mut last = Instant::now();
         let mut interval = tokio::time::interval(self.shared.timing.tick);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
-            let ended = self.ended.load(Ordering::Relaxed);
-            let drain = (ended - before) as f64 / last.elapsed().as_secs_f64().max(1e-3);
+            let ended = std::array::from_fn(|k| self.ended[k].load(Ordering::Relaxed));
+            let over = last.elapsed().as_secs_f64().max(1e-3);
+            let drain = std::array::from_fn(|k| (ended[k] - before[k]) as f64 / over);
             (before, last) = (ended, Instant::now());
             // Not only when something is chosen: at a slow rate, or while no provider works, that may be long after.
             self.sort_again();
@@ -47,7 +48,7 @@ impl Worker {
     }
 
     /// How this pod is, or this process for the channel.
-    fn load(&self, drain: f64) -> Load {
+    fn load(&self, drain: [f64; Priority::COUNT]) -> Load {
         let (waiting, oldest, held_since) = {
             let queues = self.queues();
             let oldest = queues.heads(Timestamp::now());
@@ -144,7 +145,7 @@ impl Worker {
 
     /// Tells the others that this pod ends: its share is theirs at once, and no order waits for it.
     pub(super) async fn say_farewell(&self) {
-        let load = self.load(0.0);
+        let load = self.load([0.0; Priority::COUNT]);
         self.tell(load, true).await;
     }
 }
