@@ -291,6 +291,8 @@ pub struct Tick {
     pub held_since: Option<Timestamp>,
     /// Sends per second that came to an end since the last tick, by class.
     pub drain: [f64; Priority::COUNT],
+    /// Sends that it reckons with in the next second, beyond what waits, by class.
+    pub expects: [f64; Priority::COUNT],
     /// What holds it back.
     pub limit: Limit,
     /// Its view of the providers, in order of preference.

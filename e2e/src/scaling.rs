@@ -32,7 +32,7 @@ const CHANNELS: &[Channel] = &[Channel {
     slots: 16,
 }];
 
-/// Longer than this a higher class must not wait in another pod while a lower one goes.
+/// Longer than this a higher class must not wait in another pod, or on its way there, while a lower one goes.
 const READY: SignedDuration = SignedDuration::from_millis(500);
 
 /// The most of the lower classes' sends of which that may be.
@@ -219,7 +219,7 @@ fn inversions(all: &[Sent]) -> (usize, usize) {
     let begun = |sent: &Sent| sent.at - latency;
     let waited: Vec<&Sent> = all
         .iter()
-        .filter(|sent| rank(sent) < 3 && begun(sent) > sent.ready_at + READY)
+        .filter(|sent| rank(sent) < 3 && begun(sent) > sent.released_at + READY)
         .collect();
     let lower: Vec<&Sent> = all.iter().filter(|sent| rank(sent) > 0).collect();
     let inverted = lower.iter().filter(|low| {
@@ -227,7 +227,7 @@ fn inversions(all: &[Sent]) -> (usize, usize) {
         waited.iter().any(|high| {
             rank(high) < rank(low)
                 && high.pod != low.pod
-                && high.ready_at + READY < at
+                && high.released_at + READY < at
                 && at < begun(high)
         })
     });
@@ -245,7 +245,7 @@ mod tests {
             template: "load/note".into(),
             endpoint: "a@b.example".into(),
             priority: priority.into(),
-            ready_at: Timestamp::from_millisecond(ready).unwrap(),
+            released_at: Timestamp::from_millisecond(ready).unwrap(),
             pod,
         }
     }

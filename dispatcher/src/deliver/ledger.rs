@@ -385,6 +385,7 @@ mod tests {
             oldest: [None; Priority::COUNT],
             held_since: None,
             drain: [0.0; Priority::COUNT],
+            expects: [0.0; Priority::COUNT],
             limit: Limit::Nothing,
             providers: Vec::new(),
             formats: vec![message::FORMAT_JSON],

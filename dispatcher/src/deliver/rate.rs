@@ -84,6 +84,23 @@ impl Rate {
         }
     }
 
+    /// Resolves when something of it is this process's.
+    pub async fn shared(&self) {
+        let Limiter::Divided { pacer, changed } = &self.limiter else {
+            return;
+        };
+        loop {
+            // Registered before looking, so that no change in between is missed.
+            let change = changed.notified();
+            tokio::pin!(change);
+            change.as_mut().enable();
+            if lock(pacer).share != Share::Nothing {
+                return;
+            }
+            change.await;
+        }
+    }
+
     /// Resolves when one more send may begin, and counts it. Cancel safe: a send that was not counted takes nothing.
     pub async fn ready(&self) {
         match &self.limiter {

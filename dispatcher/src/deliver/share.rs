@@ -14,7 +14,7 @@ use crate::message::Tick;
 /// need not wait until the others have heard of it.
 const EVERYBODYS: f64 = 0.1;
 
-/// What comes in a second may be so much more than in the last: with less, what is urgent would wait for the next tick
+/// What comes in a second may be so much more than was reckoned with: with less, what is urgent would wait for the next tick
 /// where it happens to come to one pod, while another sends what is not. What is too much goes to the pod's other classes.
 const MORE: f64 = 1.5;
 
@@ -28,11 +28,10 @@ pub struct Wants {
 }
 
 impl Wants {
-    /// By what a pod has told: all that it holds within the next second, and somewhat more than it has sent of each class
-    /// in the last one, since as much will come, now and then more.
+    /// By what a pod has told: all that it holds within the next second, and somewhat more than it reckons with.
     pub fn of(tick: &Tick) -> Self {
         let per_second = |class: usize| {
-            let comes = tick.drain[class].max(0.0) * MORE;
+            let comes = tick.expects[class].max(0.0) * MORE;
             tick.waiting[class] as f64 + comes
         };
         Self {

@@ -9,7 +9,7 @@ mod send;
 mod take;
 mod tick;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -123,10 +123,28 @@ pub struct Worker {
     /// Rings when something arrived, a slot became free, or an order was followed.
     work: Notify,
     window: Arc<Semaphore>,
+    /// Where what is held has its place, for each class.
+    room: [Room; Priority::COUNT],
     /// Sends that reached an end of any kind, ever, by class; the drain is measured from it.
     ended: [AtomicU64; Priority::COUNT],
     limit: Mutex<Limit>,
     counters: [Counters; Priority::COUNT],
+}
+
+/// The deliveries of one class that may be held.
+struct Room {
+    places: Arc<Semaphore>,
+    /// How many places there are, free or not. Changed by whoever ticks.
+    size: AtomicUsize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(0)),
+            size: AtomicUsize::new(0),
+        }
+    }
 }
 
 /// What is counted for each class, looked up once.
@@ -173,7 +191,7 @@ impl Worker {
                 ready_to_sent: metrics.ready_to_sent_seconds.get_or_create(&labels).clone(),
             }
         });
-        Arc::new(Self {
+        let worker = Self {
             scheduler: Mutex::new(Scheduler::new(
                 &policy,
                 spec.concurrency().min(shared.window.max(1)),
@@ -190,6 +208,7 @@ impl Worker {
             orders: AtomicU64::new(0),
             work: Notify::new(),
             window: Arc::new(Semaphore::new(shared.window.max(1))),
+            room: Default::default(),
             ended: Default::default(),
             limit: Mutex::default(),
             channel,
@@ -198,7 +217,9 @@ impl Worker {
             ledger,
             shared,
             counters,
-        })
+        };
+        worker.fit_room(1);
+        Arc::new(worker)
     }
 
     /// Works until `stop`; then takes nothing more, finishes what is being sent, and leaves what is not begun to the

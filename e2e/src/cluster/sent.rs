@@ -23,8 +23,8 @@ pub struct Sent {
     pub endpoint: Box<str>,
     /// Its class.
     pub priority: Box<str>,
-    /// Since when it could have been sent.
-    pub ready_at: Timestamp,
+    /// When it was handed to the broker, from where a pod took it.
+    pub released_at: Timestamp,
     /// By which pod.
     #[serde(skip)]
     pub pod: u16,

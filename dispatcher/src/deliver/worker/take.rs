@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use futures::FutureExt as _;
 use herald_crds::names::Topic;
 use herald_crds::{Priority, names};
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
@@ -33,13 +34,30 @@ const HELD: Duration = Duration::from_secs(3);
 const MOST_HELD: usize = 4_000;
 
 impl Worker {
-    /// Deliveries of one class to hold at the most.
-    fn room(&self) -> usize {
-        let rate = self.rate.per_second();
+    /// Deliveries of one class to hold at the most: its part of three seconds of work where so many pods share the rate.
+    /// What one holds no other can send.
+    fn most_held(&self, pods: usize) -> usize {
+        let rate = self.rate.per_second() / pods.max(1) as f64;
         if rate.is_finite() {
             ((rate * HELD.as_secs_f64()) as usize).clamp(16, MOST_HELD)
         } else {
             MOST_HELD
+        }
+    }
+
+    /// Makes the room for what is held as large as it should be with so many pods; what is too much is taken away once it
+    /// is free.
+    pub(super) fn fit_room(&self, pods: usize) {
+        let most = self.most_held(pods);
+        for room in &self.room {
+            let size = room.size.load(Ordering::Relaxed);
+            let size = if size < most {
+                room.places.add_permits(most - size);
+                most
+            } else {
+                size - room.places.forget_permits(size - most)
+            };
+            room.size.store(size, Ordering::Relaxed);
         }
     }
 
@@ -58,10 +76,11 @@ impl Worker {
         finished: &mpsc::Sender<Finished>,
         stop: CancellationToken,
     ) -> Option<Box<dyn Consumer>> {
-        let room = Arc::new(Semaphore::new(self.room()));
+        // What a pod takes and may not send waits, where others could have sent it.
+        stop.run_until_cancelled(self.rate.shared()).await?;
         loop {
             let mut consumer = None;
-            let consuming = self.consume(class, &room, &mut consumer, acknowledge, finished);
+            let consuming = self.consume(class, &mut consumer, acknowledge, finished);
             match stop.run_until_cancelled(consuming).await {
                 None => return consumer,
                 Some(Err(error)) => {
@@ -80,7 +99,6 @@ impl Worker {
     async fn consume(
         &self,
         class: Priority,
-        room: &Arc<Semaphore>,
         consumer: &mut Option<Box<dyn Consumer>>,
         acknowledge: &mpsc::UnboundedSender<Acknowledgement>,
         finished: &mpsc::Sender<Finished>,
@@ -114,7 +132,10 @@ impl Worker {
                 let count = bundle.deliveries.len();
                 let hold = Hold::new(id, count, Arc::clone(&by), acknowledge.clone());
                 for delivery in bundle.deliveries {
-                    let room = Arc::clone(room).acquire_owned().await.ok();
+                    let room = Arc::clone(&self.room[class.index()].places)
+                        .acquire_owned()
+                        .await
+                        .ok();
                     let held = Held {
                         delivery,
                         topic: class,

@@ -24,6 +24,7 @@ impl Worker {
     /// Each second: says how the channel is, and gives back what is not to be sent any more.
     pub(super) async fn tick(&self, finished: &mpsc::Sender<Finished>, stop: CancellationToken) {
         let mut before = [0; Priority::COUNT];
+        let mut expects = [0.0; Priority::COUNT];
         let mut last = Instant::now();
         let mut interval = tokio::time::interval(self.shared.timing.tick);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -36,7 +37,12 @@ impl Worker {
             self.sort_again();
             let load = self.load(drain);
             self.shared.loads.set(&self.channel, load.clone());
-            self.tell(load, false).await;
+            self.reckon(
+                &mut expects,
+                &load.drain,
+                ended.iter().all(|ended| *ended == 0),
+            );
+            self.tell(load, expects, false).await;
             let unsent = self
                 .queues()
                 .take(|held| self.not_to_be_sent(&held.delivery));
@@ -44,6 +50,29 @@ impl Worker {
                 self.finish_unsent(held, next, finished).await;
             }
             self.ledger.tidy();
+        }
+    }
+
+    /// What will come in the next second, by class: about as much as lately; to one that is new as much as to the others.
+    fn reckon(
+        &self,
+        expects: &mut [f64; Priority::COUNT],
+        drain: &[f64; Priority::COUNT],
+        is_new: bool,
+    ) {
+        if is_new {
+            let within = self.shared.timing.tick * MISSING;
+            let mut others = self.ledger.pods(within);
+            others.retain(|tick| Some(&tick.pod) != self.shared.pod.as_ref());
+            for (class, expects) in expects.iter_mut().enumerate() {
+                let sum: f64 = others.iter().map(|tick| tick.expects[class]).sum();
+                // Shared with this one, too.
+                *expects = sum / (others.len() + 1) as f64;
+            }
+        } else {
+            for (expects, drain) in expects.iter_mut().zip(drain) {
+                *expects = f64::midpoint(*expects, *drain);
+            }
         }
     }
 
@@ -97,7 +126,7 @@ impl Worker {
     }
 
     /// Where there may be other pods: tells them how this one is, and takes its share of the rates by what all have told.
-    async fn tell(&self, load: Load, leaves: bool) {
+    async fn tell(&self, load: Load, expects: [f64; Priority::COUNT], leaves: bool) {
         let Some(pod) = &self.shared.pod else { return };
         let interval = self.shared.timing.tick;
         if !leaves {
@@ -107,6 +136,7 @@ impl Worker {
                 // Whoever is not heard, or not yet, may be counted by nobody.
                 Vec::new()
             };
+            self.fit_room(pods.len());
             let wants: Vec<Wants> = pods.iter().map(Wants::of).collect();
             self.rate.divide(&wants, pod);
             for provider in &self.providers {
@@ -119,6 +149,7 @@ impl Worker {
             oldest: load.oldest.map(|age| age.map(|age| age.as_millis() as u64)),
             held_since: load.held_since,
             drain: load.drain,
+            expects,
             limit: load.limit,
             providers: load.providers,
             formats: vec![message::FORMAT_JSON],
@@ -146,6 +177,6 @@ impl Worker {
     /// Tells the others that this pod ends: its share is theirs at once, and no order waits for it.
     pub(super) async fn say_farewell(&self) {
         let load = self.load([0.0; Priority::COUNT]);
-        self.tell(load, true).await;
+        self.tell(load, [0.0; Priority::COUNT], true).await;
     }
 }

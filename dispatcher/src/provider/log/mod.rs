@@ -48,6 +48,8 @@ struct Line<'a> {
     priority: Priority,
     /// Since when it could have been sent.
     ready_at: Timestamp,
+    /// When it was handed to the broker.
+    released_at: Timestamp,
     round: u16,
     attempt: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +83,7 @@ impl Log {
                 endpoint: &delivery.endpoint,
                 priority: delivery.priority,
                 ready_at: delivery.ready_at,
+                released_at: delivery.released_at,
                 round: delivery.round,
                 attempt: delivery.attempt,
                 traceparent: delivery.traceparent.as_deref(),
