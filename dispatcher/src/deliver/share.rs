@@ -15,8 +15,11 @@ use crate::message::Tick;
 const EVERYBODYS: f64 = 0.1;
 
 /// What comes in a second may be so much more than was reckoned with: with less, what is urgent would wait for the next tick
-/// where it happens to come to one pod, while another sends what is not. What is too much goes to the pod's other classes.
-const MORE: f64 = 1.5;
+/// where it happens to come to one pod, while another sends what is not.
+const MORE: f64 = 1.2;
+
+/// The same where a pod has something less urgent to send if it is too much.
+const MUCH_MORE: f64 = 1.5;
 
 /// What one pod wants to send.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +34,11 @@ impl Wants {
     /// By what a pod has told: all that it holds within the next second, and somewhat more than it reckons with.
     pub fn of(tick: &Tick) -> Self {
         let per_second = |class: usize| {
-            let comes = tick.expects[class].max(0.0) * MORE;
+            let is_idle = tick.waiting[class + 1..]
+                .iter()
+                .all(|waiting| *waiting == 0);
+            let more = if is_idle { MORE } else { MUCH_MORE };
+            let comes = tick.expects[class].max(0.0) * more;
             tick.waiting[class] as f64 + comes
         };
         Self {
