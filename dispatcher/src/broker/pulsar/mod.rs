@@ -14,7 +14,8 @@
 //! - The client's own batching stays off: an acknowledgement would be one of a whole batch, and a delay would be lost.
 //! - Nothing here reconnects a consumer or a tail. The client does so silently, with local queues full of messages that
 //!   the broker has meanwhile given to others: so whoever notices a renewed connection ends the consumer with an error,
-//!   and its owner lets go of what it has not begun and subscribes again.
+//!   and its owner lets go of what it has not begun and subscribes again. Only one that holds nothing, and has been silent
+//!   for long though there is a backlog, is replaced where it stands.
 //! - Whatever opens a connection runs in a task of its own: given up halfway, it would leave the client waiting for ever
 //!   for a connection that nobody opens.
 //! - The client's `check_connection` is never called: it takes the place of the keep-alive that is waiting for its
