@@ -45,7 +45,7 @@ async fn how_fast_messages_pass() {
         for way in ["raw", "ours: calls of 1", "ours: calls of 100"] {
             let begin = Instant::now();
             match way {
-                "raw" => raw.publish().await,
+                "raw" => Box::pin(raw.publish()).await,
                 "ours: calls of 1" => publish(&broker, &topic, 1).await,
                 _ => publish(&broker, &topic, 100).await,
             }
@@ -149,7 +149,7 @@ impl Raw {
     }
 
     async fn publish(&self) {
-        let mut producer: Producer<_> = self
+        let building = self
             .client
             .producer()
             .with_topic(&self.partition)
@@ -157,9 +157,8 @@ impl Raw {
                 block_queue_if_full: true,
                 ..ProducerOptions::default()
             })
-            .build()
-            .await
-            .unwrap();
+            .build();
+        let mut producer: Producer<_> = Box::pin(building).await.unwrap();
         let mut receipts: VecDeque<producer::SendFuture> = VecDeque::with_capacity(IN_FLIGHT);
         for number in 0..MESSAGES {
             if receipts.len() == IN_FLIGHT {
@@ -170,7 +169,8 @@ impl Raw {
                 partition_key: Some(format!("{number:x}")),
                 ..producer::Message::default()
             };
-            receipts.push_back(producer.send_non_blocking(message).await.unwrap());
+            let sending = Box::pin(producer.send_non_blocking(message));
+            receipts.push_back(sending.await.unwrap());
         }
         for receipt in receipts {
             receipt.await.unwrap();
