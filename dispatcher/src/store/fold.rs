@@ -103,7 +103,7 @@ impl Change {
 /// Folds events into their rows, in order. Answers the lines of the trail that they make, and the events without a row.
 pub(super) fn fold_all<'e>(
     changes: &mut HashMap<DeliveryId, Change>,
-    events: &'e [Event],
+    events: impl IntoIterator<Item = &'e Event>,
 ) -> (Vec<Line>, Vec<&'e Event>) {
     let mut trail = Vec::new();
     let mut orphans = Vec::new();

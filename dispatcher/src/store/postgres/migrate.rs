@@ -39,8 +39,12 @@ pub(super) enum MigrateError {
     },
 }
 
-/// Brings a database to the schema, one program at a time: others wait. A step is taken whole or not at all.
-pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
+/// Brings a database to the schema that these steps make, one program at a time: others wait. A step is taken whole or not
+/// at all.
+pub(super) async fn migrate(
+    connection: &mut PgConnection,
+    steps: &[Step],
+) -> Result<(), MigrateError> {
     let read = |source| MigrateError::Read { source };
     // A step, and the wait for another program's, may take its time. The lock is given up with the connection.
     sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0")
@@ -52,7 +56,7 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), Migrate
         .execute(&mut *connection)
         .await
         .map_err(read)?;
-    let done = apply(connection).await;
+    let done = apply(connection, steps).await;
     sqlx::query("SELECT pg_advisory_unlock($1)")
         .bind(LOCK)
         .execute(connection)
@@ -61,7 +65,7 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), Migrate
     done
 }
 
-async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
+async fn apply(connection: &mut PgConnection, steps: &[Step]) -> Result<(), MigrateError> {
     let read = |source| MigrateError::Read { source };
     let exists: bool = sqlx::query_scalar("SELECT to_regclass('herald_schema') IS NOT NULL")
         .fetch_one(&mut *connection)
@@ -75,7 +79,7 @@ async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
     } else {
         (0, 0)
     };
-    let known = STEPS.len();
+    let known = steps.len();
     if oldest > known as i32 {
         return Err(MigrateError::TooOld {
             found,
@@ -83,7 +87,7 @@ async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
             known,
         });
     }
-    for (index, Step { sql, oldest }) in STEPS.iter().enumerate().skip(found as usize) {
+    for (index, Step { sql, oldest }) in steps.iter().enumerate().skip(found as usize) {
         let version = index + 1;
         let note = if version == 1 {
             format!(
@@ -100,4 +104,103 @@ async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
             .map_err(|source| MigrateError::Apply { version, source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Connection as _;
+
+    use super::*;
+    use crate::store::postgres::server::Database;
+
+    const FIRST: Step = Step {
+        sql: "CREATE TABLE first (n INTEGER)",
+        oldest: 1,
+    };
+
+    async fn connect(database: &Database) -> PgConnection {
+        PgConnection::connect(&database.url).await.unwrap()
+    }
+
+    async fn version(connection: &mut PgConnection) -> (i32, i32) {
+        sqlx::query_as("SELECT version, oldest FROM herald_schema")
+            .fetch_one(connection)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_older_schema_is_brought_to_the_newest_step_by_step_and_what_it_holds_stays() {
+        let database = Database::empty().await;
+        let mut connection = connect(&database).await;
+        migrate(&mut connection, &[FIRST]).await.unwrap();
+        sqlx::raw_sql("INSERT INTO first VALUES (1)")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let newer = [
+            FIRST,
+            Step {
+                sql: "ALTER TABLE first ADD m INTEGER NOT NULL DEFAULT 2",
+                oldest: 1,
+            },
+            Step {
+                sql: "ALTER TABLE first DROP n",
+                oldest: 2,
+            },
+        ];
+        migrate(&mut connection, &newer[..2]).await.unwrap();
+        assert_eq!(version(&mut connection).await, (2, 1));
+        migrate(&mut connection, &[FIRST])
+            .await
+            .expect("it is supported still");
+        assert_eq!(
+            version(&mut connection).await,
+            (2, 1),
+            "and changes nothing"
+        );
+        migrate(&mut connection, &newer).await.unwrap();
+        assert_eq!(version(&mut connection).await, (3, 2));
+        let kept: Vec<i32> = sqlx::query_scalar("SELECT m FROM first")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(kept, [2]);
+        migrate(&mut connection, &newer[..2])
+            .await
+            .expect("it is supported still");
+        let refused = migrate(&mut connection, &[FIRST]).await.unwrap_err();
+        assert!(matches!(
+            refused,
+            MigrateError::TooOld {
+                found: 3,
+                oldest: 2,
+                known: 1
+            }
+        ));
+        // Whoever was refused is in nobody's way.
+        let mut another = connect(&database).await;
+        migrate(&mut another, &newer).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_step_that_fails_changes_nothing_and_is_taken_again() {
+        let database = Database::empty().await;
+        let mut connection = connect(&database).await;
+        let broken = Step {
+            sql: "CREATE TABLE second (n INTEGER); SELECT 1 / 0",
+            oldest: 1,
+        };
+        let failed = migrate(&mut connection, &[FIRST, broken])
+            .await
+            .unwrap_err();
+        assert!(matches!(failed, MigrateError::Apply { version: 2, .. }));
+        assert_eq!(version(&mut connection).await, (1, 1));
+        let mended = Step {
+            sql: "CREATE TABLE second (n INTEGER)",
+            oldest: 1,
+        };
+        migrate(&mut connection, &[FIRST, mended]).await.unwrap();
+        assert_eq!(version(&mut connection).await, (2, 1));
+    }
 }

@@ -8,7 +8,7 @@
 //!
 //! - `schema.sql`: every table. `migrate`: how a database comes to it. `days`: partitions.
 //! - `lead`: which gateway releases a channel. `news`: what gateways tell each other. `tally`: counts, as they are written.
-//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`expire`), `history` (`dead`), `people`: one
+//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`sent`, `expire`), `history` (`dead`), `people`: one
 //!   file for each trait, and what it does with others' help.
 
 mod days;
@@ -16,6 +16,8 @@ mod dead;
 mod expire;
 #[cfg(test)]
 mod explain;
+#[cfg(test)]
+mod faults;
 mod history;
 mod hold;
 mod lead;
@@ -27,6 +29,7 @@ mod people;
 mod plan;
 mod record;
 mod rows;
+mod sent;
 #[cfg(test)]
 mod server;
 mod tally;
@@ -62,6 +65,8 @@ pub struct Options {
     pub connections: u32,
     /// Connections that hold chunks until their receipts, 1 or more: so many channels release at the same time.
     pub releasing: u32,
+    /// How long a chunk may be held without a word to the database: then others get it, whoever holds it.
+    pub held: Duration,
     /// How long a call waits for a connection.
     pub patience: Duration,
     /// How long one statement may take.
@@ -76,6 +81,7 @@ impl Options {
             ca: None,
             connections: 12,
             releasing: 6,
+            held: Duration::from_secs(30),
             patience: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(15),
         }
@@ -97,9 +103,6 @@ pub struct PostgresStore {
     /// Days that have partitions.
     days: days::Days,
 }
-
-/// A transaction that is closed if it is seen to idle for longer, and its locks with it.
-const IDLE: &str = "30s";
 
 /// How long a statement waits for another's lock.
 const LOCKED: &str = "10s";
@@ -128,12 +131,13 @@ impl PostgresStore {
             at = at.ssl_mode(PgSslMode::VerifyFull).ssl_root_cert(ca);
         }
         let statement_timeout = options.statement_timeout.as_millis().to_string();
+        let held = options.held.as_millis().to_string();
         let at = at
             .application_name("herald")
             .options([
                 ("statement_timeout", statement_timeout.as_str()),
                 ("lock_timeout", LOCKED),
-                ("idle_in_transaction_session_timeout", IDLE),
+                ("idle_in_transaction_session_timeout", held.as_str()),
                 // A gateway whose machine is gone leads nothing any more, though nobody closed its connections.
                 ("tcp_keepalives_idle", "10"),
                 ("tcp_keepalives_interval", "5"),
@@ -155,7 +159,7 @@ impl PostgresStore {
             .connect()
             .await
             .map_err(|error| cannot(error.to_string()))?;
-        migrate::migrate(&mut connection)
+        migrate::migrate(&mut connection, migrate::STEPS)
             .await
             .map_err(|error| cannot(error.to_string()))?;
         // That nobody listens for the end of this connection is no failure.

@@ -19,7 +19,7 @@ use super::fold::{self, Carried, Change, Line, Row, Said};
 use super::rows::{Beginning, Of, Rows, insert, insert_definitions};
 use super::{
     PostgresStore, clean, corrupt, days, delivery_id, failed, json, millis, notification_id,
-    priority, state, timestamp,
+    priority, sent, state, timestamp,
 };
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Direct, Event, Events, Garbage};
@@ -42,13 +42,17 @@ impl RecordStore for PostgresStore {
             self.record_directs(channel, &directs).await?;
         }
         // What the orders are about was changed in the rows before they were published: nothing is left to do for them.
-        let outcomes: Vec<Event> = events
-            .iter()
-            .flat_map(|events| events.outcomes.iter().cloned())
-            .collect();
-        if !outcomes.is_empty() {
+        let outcomes = events.iter().flat_map(|events| &events.outcomes);
+        let (plain, mut others) = sent::divide(outcomes);
+        if !plain.is_empty() {
             let mut tx = self.begin().await?;
-            let orphans = fold_outcomes(&mut tx, &outcomes).await?;
+            others.extend(sent::record(&mut tx, plain).await?);
+            tx.commit().await.map_err(failed)?;
+        }
+        // Not within one transaction with the plain ones, which would lock rows in two orders.
+        if !others.is_empty() {
+            let mut tx = self.begin().await?;
+            let orphans = fold_outcomes(&mut tx, &others).await?;
             tx.commit().await.map_err(failed)?;
             self.adopt(orphans).await?;
         }
@@ -273,6 +277,7 @@ impl PostgresStore {
                 serde_json::from_slice(text).map_err(|error| corrupt("orphans.event", &error))?;
             outcomes.push(event);
         }
+        let outcomes: Vec<&Event> = outcomes.iter().collect();
         fold_outcomes(&mut tx, &outcomes).await?;
         tx.commit().await.map_err(failed)
     }
@@ -335,7 +340,7 @@ async fn lock(
 /// Folds outcomes into their rows. Those without a row are kept until it appears, and answered.
 async fn fold_outcomes(
     connection: &mut PgConnection,
-    outcomes: &[Event],
+    outcomes: &[&Event],
 ) -> Result<Vec<DeliveryId>, StoreError> {
     let ids = outcomes
         .iter()
@@ -345,7 +350,7 @@ async fn fold_outcomes(
         .iter()
         .map(|(_, id, row)| (*id, Change::none(row.clone())))
         .collect();
-    let (trail, orphans) = fold::fold_all(&mut changes, outcomes);
+    let (trail, orphans) = fold::fold_all(&mut changes, outcomes.iter().copied());
     keep_orphans(connection, &orphans).await?;
     let mut tally = Tally::default();
     let mut changed = Changes::default();

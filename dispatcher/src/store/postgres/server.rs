@@ -23,16 +23,21 @@ const USER: &str = "postgres";
 /// Made with the schema, so that a test's database is a copy.
 const TEMPLATE: &str = "herald_template";
 
-/// Waits until whoever started it is gone, however that came, then ends the server and deletes its folder.
-const SUPERVISE: &str = r#"folder=$1; shift; "$@" & server=$!
-    cat >/dev/null; kill -QUIT $server; wait $server; rm -rf "$folder""#;
+/// A server that was started and does not answer for so long is started again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Starts the server at each line of its input; while it runs, another one finds so and ends. Once whoever holds the input
+/// is gone, however that came, it ends the server and deletes its folder.
+const SUPERVISE: &str = r#"folder=$1; shift
+    while read -r _; do "$@" & done
+    kill -QUIT "$(head -n 1 "$folder/cluster/postmaster.pid")"; wait; rm -rf "$folder""#;
 
 struct Server {
     /// An address without its database.
     before: String,
     after: String,
-    /// Its input is held open as long as this process lives. `None`: the server was given.
-    _supervisor: Option<Child>,
+    /// `None`: the server was given.
+    _own: Option<Own>,
 }
 
 impl Server {
@@ -108,7 +113,7 @@ async fn start() -> Server {
             Server {
                 before: before.to_owned(),
                 after: format!("?{query}"),
-                _supervisor: None,
+                _own: None,
             }
         }
         Err(_) => start_own(),
@@ -137,41 +142,135 @@ async fn start() -> Server {
     server
 }
 
+/// Made for speed: what it holds is gone with the tests.
+const FAST: [&str; 4] = [
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "max_connections=400",
+];
+
 fn start_own() -> Server {
-    let programs = programs();
+    let own = Own::new(&FAST);
+    Server {
+        before: "postgres://herald@localhost".to_owned(),
+        after: own.query(),
+        _own: Some(own),
+    }
+}
+
+/// A server for the tests alone, which may be killed and started again.
+pub(super) struct Own {
+    folder: PathBuf,
+    /// Each line that it reads starts the server; at the end of its input it ends the server and deletes the folder.
+    supervisor: Child,
+}
+
+impl Own {
+    /// Starts a server with these settings. It listens in its folder alone, unless they say otherwise.
+    pub(super) fn new(settings: &[&str]) -> Self {
+        let folder = folder();
+        let own = Self {
+            supervisor: supervise(&folder, settings),
+            folder,
+        };
+        own.start();
+        own
+    }
+
+    /// Where it has its socket, its log, and what a test puts there.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How it is reached, for after the database in an address.
+    fn query(&self) -> String {
+        format!("?host={}&sslmode=disable", self.folder.display())
+    }
+
+    /// The address of the database that every server has.
+    pub(super) fn url(&self) -> String {
+        format!("postgres://herald@localhost/postgres{}", self.query())
+    }
+
+    pub(super) fn start(&self) {
+        use std::io::Write as _;
+        let mut input = self.supervisor.stdin.as_ref().unwrap();
+        input.write_all(b"start\n").unwrap();
+    }
+
+    /// Kills it as a crash does: nobody is told, nothing is written.
+    pub(super) fn kill(&self) {
+        let file = self.folder.join("cluster/postmaster.pid");
+        let text = std::fs::read_to_string(file).unwrap();
+        run("kill", &["-KILL", text.lines().next().unwrap()]);
+    }
+
+    /// Waits until it answers; starts it again for as long as the one before is in the way.
+    pub(super) async fn answers(&self) -> PgConnection {
+        let begun = Instant::now();
+        let mut asked = Instant::now();
+        loop {
+            match PgConnection::connect(&self.url()).await {
+                Ok(connection) => return connection,
+                Err(error) => assert!(
+                    begun.elapsed() < PATIENCE,
+                    "PostgreSQL does not start: {error}, see {}",
+                    self.folder.join("log").display()
+                ),
+            }
+            if asked.elapsed() > AGAIN && begun.elapsed() > AGAIN {
+                self.start();
+                asked = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.supervisor.stdin.take());
+        // That it has ended is all that is waited for.
+        let _ = self.supervisor.wait();
+    }
+}
+
+/// A folder with a new cluster.
+fn folder() -> PathBuf {
     let folder = tempfile::Builder::new()
         .prefix("herald-postgres-")
         .tempdir()
         .unwrap()
         .keep();
-    let is_root = run("id", &["-u"]).trim() == "0";
+    let is_root = is_root();
     if is_root {
         run("chown", &[USER, &folder.display().to_string()]);
     }
-    let cluster = folder.join("cluster");
-    let initdb = programs.join("initdb").display().to_string();
-    let mut words = vec![initdb, "--pgdata".to_owned(), cluster.display().to_string()];
-    words.extend(
-        [
-            "--username=herald",
-            "--auth=trust",
-            "--no-sync",
-            "--encoding=UTF8",
-            "--locale=C",
-        ]
-        .map(str::to_owned),
-    );
     let mut initdb = as_user(is_root);
-    let made = initdb.args(words).current_dir(&folder).output().unwrap();
+    initdb
+        .arg(programs().join("initdb"))
+        .arg("--pgdata")
+        .arg(folder.join("cluster"));
+    let made = initdb
+        .args(["--username=herald", "--auth=trust", "--no-sync"])
+        .args(["--encoding=UTF8", "--locale=C"])
+        .current_dir(&folder)
+        .output()
+        .unwrap();
     assert!(
         made.status.success(),
         "{}",
         String::from_utf8_lossy(&made.stderr)
     );
+    folder
+}
+
+fn supervise(folder: &Path, settings: &[&str]) -> Child {
     let log = std::fs::File::create(folder.join("log")).unwrap();
     let mut supervisor = Command::new("sh");
-    supervisor.args(["-c", SUPERVISE, "supervise"]).arg(&folder);
-    if is_root {
+    supervisor.args(["-c", SUPERVISE, "supervise"]).arg(folder);
+    if is_root() {
         supervisor.args([
             "setpriv",
             "--reuid",
@@ -182,33 +281,27 @@ fn start_own() -> Server {
         ]);
     }
     supervisor
-        .arg(programs.join("postgres"))
+        .arg(programs().join("postgres"))
         .arg("-D")
-        .arg(&cluster)
-        .args(["-c", "listen_addresses="])
-        .arg("-c")
-        .arg(format!("unix_socket_directories={}", folder.display()));
-    for setting in [
-        "fsync=off",
-        "synchronous_commit=off",
-        "full_page_writes=off",
-        "max_connections=400",
-        "autovacuum=off",
-    ] {
+        .arg(folder.join("cluster"));
+    let socket = format!("unix_socket_directories={}", folder.display());
+    for setting in ["listen_addresses=", &socket, "autovacuum=off"]
+        .iter()
+        .chain(settings)
+    {
         supervisor.args(["-c", setting]);
     }
-    let supervisor = std::os::unix::process::CommandExt::process_group(&mut supervisor, 0)
+    std::os::unix::process::CommandExt::process_group(&mut supervisor, 0)
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .spawn()
-        .unwrap();
-    Server {
-        before: "postgres://herald@localhost".to_owned(),
-        after: format!("?host={}&sslmode=disable", folder.display()),
-        _supervisor: Some(supervisor),
-    }
+        .unwrap()
+}
+
+pub(super) fn is_root() -> bool {
+    run("id", &["-u"]).trim() == "0"
 }
 
 /// The server's programs are not on the path where distributions keep several versions.
@@ -239,7 +332,7 @@ fn as_user(is_root: bool) -> Command {
     }
 }
 
-fn run(program: &str, words: &[&str]) -> String {
+pub(super) fn run(program: &str, words: &[&str]) -> String {
     let done = Command::new(program).args(words).output().unwrap();
     assert!(done.status.success(), "{program} {words:?}");
     String::from_utf8(done.stdout).unwrap()

@@ -1,9 +1,16 @@
-//! How fast the embedded store is, step by step and all at once, on this machine's disk.
+//! How fast a store is, step by step and all at once: the embedded one on this machine's disk, or that on PostgreSQL.
 //!
 //! `cargo run --release -p herald-dispatcher --example store_bench -- [ROWS] [FOLDER]`
+//!
+//! With `--features postgres` and `HERALD_E2E_DATABASE_URL` (somebody who may make databases) it is that one, in a database
+//! of its own that is gone afterwards. Recording is measured beside `COPY` of the same rows into the same tables, and with
+//! `HERALD_BENCH_HISTORY` deliveries beside it, also how long the status of one of them takes.
+
+#[cfg(feature = "postgres")]
+mod postgres;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +20,7 @@ use herald_dispatcher::id::{DeliveryId, NotificationId, order};
 use herald_dispatcher::message::{Event, Events, Request, Step, SystemState, To};
 use herald_dispatcher::store::sqlite::{Options, SqliteStore};
 use herald_dispatcher::store::{
-    Chunk, Cursor, Hold, NewDelivery, PlanStore, RecordStore, ResolveStep, Turn, Waiting,
-    WaitingStore,
+    Chunk, Cursor, Hold, NewDelivery, ResolveStep, Store, Turn, Waiting,
 };
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -30,23 +36,20 @@ async fn main() -> Result<()> {
         .next()
         .map_or(Ok(200_000), |n| n.parse::<usize>())
         .context("ROWS is a number")?;
+    #[cfg(feature = "postgres")]
+    if let Ok(url) = std::env::var("HERALD_E2E_DATABASE_URL") {
+        return postgres::measure(&url, rows).await;
+    }
     let folder = arguments
         .next()
         .map_or_else(std::env::temp_dir, PathBuf::from);
+    embedded(&folder, rows).await
+}
+
+async fn embedded(folder: &Path, rows: usize) -> Result<()> {
     let path = folder.join(format!("herald-store-bench-{}.db", std::process::id()));
     let store = SqliteStore::open(&path, Options::default()).await?;
-
-    println!("one notification of {rows} rows:");
-    let out = alone(&store, "large", rows, 1).await?;
-    record(&store, &out).await?;
-
-    let singles = rows / 5;
-    println!("{singles} notifications of one row:");
-    let out = alone(&store, "small", singles, singles).await?;
-    record(&store, &out).await?;
-
-    println!("one notification of {rows} rows, all steps at once:");
-    together(&store, rows).await?;
+    steps(&store, rows).await?;
     println!(
         "resident {} MiB, file {} MiB",
         resident()? / 1024,
@@ -61,9 +64,24 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+/// What every store is measured by.
+async fn steps(store: &dyn Store, rows: usize) -> Result<()> {
+    println!("one notification of {rows} rows:");
+    let out = alone(store, "large", rows, 1).await?;
+    record(store, &out).await?;
+
+    let singles = rows / 5;
+    println!("{singles} notifications of one row:");
+    let out = alone(store, "small", singles, singles).await?;
+    record(store, &out).await?;
+
+    println!("one notification of {rows} rows, all steps at once:");
+    together(store, rows).await
+}
+
 /// Plans, then releases; answers what is out.
 async fn alone(
-    store: &SqliteStore,
+    store: &dyn Store,
     key: &str,
     rows: usize,
     notifications: usize,
@@ -122,10 +140,10 @@ async fn alone(
     Ok(out)
 }
 
-async fn record(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
+async fn record(store: &dyn Store, out: &[Waiting]) -> Result<()> {
     let watch = Watch::start()?;
     for some in out.chunks(EVENTS) {
-        tell(store, some).await?;
+        tell(store, some, sent).await?;
     }
     watch.told("record", out.len())?;
     let left = store.unended().await?;
@@ -134,7 +152,7 @@ async fn record(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
 }
 
 /// All steps side by side, as in a running process.
-async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
+async fn together(store: &dyn Store, rows: usize) -> Result<()> {
     let request = Arc::new(request("together")?);
     store
         .insert_notifications(&[], &[Arc::clone(&request)])
@@ -168,7 +186,7 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
         let mut told_of = told_of;
         let mut some = Vec::with_capacity(EVENTS);
         while told_of.recv_many(&mut some, EVENTS).await > 0 {
-            tell(store, &some).await?;
+            tell(store, &some, sent).await?;
             some.clear();
         }
         anyhow::Ok(())
@@ -178,7 +196,7 @@ async fn together(store: &SqliteStore, rows: usize) -> Result<()> {
     Ok(())
 }
 
-async fn plan(store: &SqliteStore, id: &NotificationId, people: &[Arc<str>]) -> Result<()> {
+async fn plan(store: &dyn Store, id: &NotificationId, people: &[Arc<str>]) -> Result<()> {
     let mut from = Cursor::default();
     let mut steps = people.chunks(STEP).peekable();
     while let Some(step) = steps.next() {
@@ -225,7 +243,15 @@ async fn release(hold: Box<dyn Hold>, chunk: &[Waiting]) -> Result<()> {
     Ok(())
 }
 
-async fn tell(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
+fn sent(waiting: &Waiting) -> Step {
+    Step::Sent {
+        provider: "null".into(),
+        provider_id: Some(waiting.id.to_string()),
+        milliseconds: 1,
+    }
+}
+
+async fn tell(store: &dyn Store, out: &[Waiting], step: impl Fn(&Waiting) -> Step) -> Result<()> {
     let now = Timestamp::now();
     let events: Vec<_> = out
         .chunks(STEP)
@@ -240,11 +266,7 @@ async fn tell(store: &SqliteStore, out: &[Waiting]) -> Result<()> {
                     attempt: 1,
                     tried: 1,
                     priority: Priority::Normal,
-                    step: Step::Sent {
-                        provider: "null".into(),
-                        provider_id: Some(waiting.id.to_string()),
-                        milliseconds: 1,
-                    },
+                    step: step(waiting),
                 })
                 .collect(),
             ..Events::default()
@@ -299,16 +321,17 @@ impl Watch {
         })
     }
 
-    fn told(&self, what: &str, n: usize) -> Result<()> {
+    /// Says how fast it was; answers how many a second.
+    fn told(&self, what: &str, n: usize) -> Result<f64> {
         let took = self.began.elapsed();
         let used = processors()?.saturating_sub(self.processors);
         println!(
-            "  {what:<20} {:>9.0} per second: {:6.2} µs each, of processors {:6.2} µs",
+            "  {what:<32} {:>9.0} per second: {:6.2} µs each, of processors {:6.2} µs",
             n as f64 / took.as_secs_f64(),
             took.as_secs_f64() * 1e6 / n as f64,
             used.as_secs_f64() * 1e6 / n as f64
         );
-        Ok(())
+        Ok(n as f64 / took.as_secs_f64())
     }
 }
 
