@@ -433,6 +433,7 @@ impl Consumer for PulsarConsumer {
     async fn receive(&mut self) -> Result<Incoming, BrokerError> {
         loop {
             let now = Timestamp::now().as_millisecond();
+            let is_early = !self.early.is_empty();
             let wait = match self.early.peek() {
                 Some(Reverse(next)) => next.due.unwrap_or(now).saturating_sub(now).max(0),
                 None => i64::MAX,
@@ -440,7 +441,8 @@ impl Consumer for PulsarConsumer {
             let arrived = tokio::select! {
                 biased;
                 trouble = self.troubles.recv() => return Err(self.end(trouble)),
-                () = tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())) => None,
+                // A timer for each message would be felt: there is one only if there is something to wait for.
+                () = tokio::time::sleep(Duration::from_millis(wait.unsigned_abs())), if is_early => None,
                 arrived = self.arrived.recv() => match arrived {
                     Some(arrived) => Some(arrived),
                     None => return Err(self.end(None)),
