@@ -24,32 +24,41 @@ run: ## Starts Herald with a mail server and a webhook receiver of its own, send
 .PHONY: test
 test: lint docs test-unit test-e2e ## Everything a change has to pass.
 
+# With every feature, so that what the tests of one part built serves the next.
+ALL = -p herald-dispatcher -p herald-e2e --all-features --bins
+
 .PHONY: test-unit
-test-unit: ## The tests of every crate, but for those against Pulsar and PostgreSQL.
-	@scripts/need cargo
-	cargo test --workspace
+test-unit: ## The tests of every crate: the contract suites on SQLite and PostgreSQL, on the embedded queue and Pulsar.
+	@scripts/need cargo protoc pulsar postgresql
+	cargo test --workspace --all-features
 
 .PHONY: test-pulsar
-test-pulsar: ## The broker's contract suite, and what only shows when it breaks, against a real Pulsar.
+test-pulsar: ## Of these, the broker's contract suite, and what only shows when it breaks, against a real Pulsar.
 	@scripts/need cargo protoc pulsar postgresql
 	cargo test -p herald-e2e --features pulsar --test pulsar
 
 .PHONY: test-postgres
-test-postgres: ## The store's contract suite, and what only several gateways show, against a PostgreSQL of the tests' own.
+test-postgres: ## Of these, the store's contract suite, and what only several gateways show, against a real PostgreSQL.
 	@scripts/need cargo postgresql
 	cargo test -p herald-dispatcher --features postgres --lib -- store::postgres
 
-.PHONY: soak
-soak: ## What takes too long for every change: the broker killed ten times under load.
-	@scripts/need cargo protoc pulsar
-	cargo test -p herald-e2e --features pulsar --test pulsar -- --ignored --nocapture
-
 .PHONY: test-e2e
-test-e2e: ## Herald as a process, killed on the way, against real mail and HTTP servers: the small size.
-	@scripts/need cargo smtp-sink python
-	cargo build -p herald-dispatcher -p herald-e2e
+test-e2e: ## Herald as processes, killed on the way, against real servers: every scenario in its small size.
+	@scripts/need cargo protoc pulsar postgresql smtp-sink python
+	cargo build $(ALL)
 	$(TARGET)/debug/herald-e2e run embedded --small
 	$(TARGET)/debug/herald-e2e run faults
+	$(TARGET)/debug/herald-e2e run soak --small
+	$(TARGET)/debug/herald-e2e run scaling --small
+
+.PHONY: soak
+soak: ## What takes too long for every change: the scenarios in full size, and the broker killed ten times under load.
+	@scripts/need cargo protoc pulsar postgresql smtp-sink python
+	cargo build --release $(ALL)
+	$(TARGET)/release/herald-e2e run embedded
+	$(TARGET)/release/herald-e2e run scaling
+	$(TARGET)/release/herald-e2e run soak
+	cargo test -p herald-e2e --features pulsar --test pulsar -- --ignored --nocapture
 
 .PHONY: lint
 lint: ## Format, clippy, and the dependencies' licences, sources and duplicates.
