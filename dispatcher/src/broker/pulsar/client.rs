@@ -23,8 +23,11 @@ const RETRIES: u32 = 4;
 /// Attempts at opening a connection before whoever wants it is told: two seconds' worth.
 const CONNECTS: u32 = 7;
 
-/// Messages on their way to the socket of one connection.
-const OUTBOUND: usize = 20_000;
+/// Messages on their way to the socket of one connection; whoever has more waits. Acknowledgements and questions have a
+/// way of their own, which has no end.
+///
+/// The client lays out all places beforehand, of some six kilobytes each: no more than keep the socket busy.
+const OUTBOUND: usize = 512;
 
 /// The client of one role, connected when it is first used.
 ///
