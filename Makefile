@@ -74,8 +74,8 @@ docs: ## The crates' documentation with private items, since it is for those who
 
 .PHONY: bench
 bench: ## Measures, each figure beside its raw baseline, and writes docs/benchmarks.md.
-	@scripts/need cargo smtp-sink
-	cargo build --release -p herald-dispatcher -p herald-e2e
+	@scripts/need cargo protoc pulsar postgresql smtp-sink
+	cargo build --release $(ALL)
 	$(TARGET)/release/herald-e2e bench
 
 .PHONY: clean

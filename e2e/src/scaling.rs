@@ -30,6 +30,7 @@ const CHANNELS: &[Channel] = &[Channel {
     rate: Some(RATE),
     latency: Duration::from_millis(20),
     slots: 16,
+    kept: true,
 }];
 
 /// Longer than this a higher class must not wait in another pod, or on its way there, while a lower one goes.

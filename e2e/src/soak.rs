@@ -49,6 +49,7 @@ const fn channel(name: &'static str, rate: u32) -> Channel {
         rate: Some(rate),
         latency: Duration::from_millis(20),
         slots: 32,
+        kept: true,
     }
 }
 

@@ -3,6 +3,8 @@
 //! The server is the release `herald` as a process of its own, measured over HTTP and from `/proc`.
 
 mod accept;
+#[cfg(feature = "pulsar")]
+mod cluster;
 mod http;
 mod idle;
 mod mail;
@@ -22,7 +24,17 @@ use clap::Args;
 use self::report::Section;
 
 /// The sections, in the order of the page.
-const SECTIONS: [&str; 6] = ["accept", "million", "window", "meanwhile", "mail", "idle"];
+const SECTIONS: [&str; 9] = [
+    "accept",
+    "million",
+    "window",
+    "meanwhile",
+    "mail",
+    "idle",
+    "gateway",
+    "deliver",
+    "flood",
+];
 
 /// Recipients of the large group.
 const MILLION: usize = 1_000_000;
@@ -30,7 +42,7 @@ const MILLION: usize = 1_000_000;
 /// What the benchmark can be told.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Takes only these sections: accept, million, window, meanwhile, mail, idle.
+    /// Takes only these sections: accept, million, window, meanwhile, mail, idle; on Pulsar: gateway, deliver, flood.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Recipients of the large group; with fewer than 1,000,000 all sizes shrink and no page is written.
@@ -92,7 +104,14 @@ pub async fn run(options: Options) -> Result<()> {
             "window" => million::measure(&options, Some(million::WIDE)).await,
             "meanwhile" => meanwhile::measure(&options).await,
             "mail" => mail::measure(&options).await,
-            _ => idle::measure(&options).await,
+            "idle" => idle::measure(&options).await,
+            #[cfg(feature = "pulsar")]
+            "gateway" => Box::pin(cluster::gateway::measure(&options)).await,
+            #[cfg(feature = "pulsar")]
+            "deliver" => Box::pin(cluster::deliver::measure(&options)).await,
+            #[cfg(feature = "pulsar")]
+            "flood" => Box::pin(cluster::flood::measure(&options)).await,
+            _ => anyhow::bail!("this program was built without the feature pulsar"),
         };
         let section = section.with_context(|| format!("section {name}"))?;
         if options.is_full() {

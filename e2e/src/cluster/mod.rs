@@ -38,6 +38,8 @@ pub struct Channel {
     pub latency: Duration,
     /// Sends at a time, of each pod.
     pub slots: u32,
+    /// Whether what was sent is written down; else it is gone.
+    pub kept: bool,
 }
 
 /// What all processes are started with.
@@ -132,6 +134,12 @@ impl Cluster {
             program,
             tenant,
         })
+    }
+
+    /// The tenant of this run's topics.
+    #[cfg(feature = "pulsar")]
+    pub fn tenant(&self) -> &str {
+        &self.tenant
     }
 
     fn command(&self, role: &str, probes: u16) -> anyhow::Result<Command> {
@@ -251,6 +259,18 @@ impl Cluster {
 }
 
 impl Gateway {
+    /// Its process id.
+    #[cfg(feature = "pulsar")]
+    pub fn process(&self) -> anyhow::Result<u32> {
+        Ok(self.running.as_ref().context("it does not run")?.id())
+    }
+
+    /// Where its API is.
+    #[cfg(feature = "pulsar")]
+    pub fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.running = None;
@@ -258,6 +278,12 @@ impl Gateway {
 }
 
 impl Pod {
+    /// Its process id.
+    #[cfg(feature = "pulsar")]
+    pub fn process(&self) -> anyhow::Result<u32> {
+        Ok(self.running.as_ref().context("it does not run")?.id())
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.running = None;
@@ -295,7 +321,12 @@ impl Channel {
                  log: {{path: {}, latencyMilliseconds: {}}}\n",
             self.name,
             self.slots,
-            sent.display(),
+            if self.kept {
+                sent
+            } else {
+                Path::new("/dev/null")
+            }
+            .display(),
             self.latency.as_millis(),
         )
     }

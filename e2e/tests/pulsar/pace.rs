@@ -1,17 +1,16 @@
 //! How fast messages pass through us, beside the client alone on the same topic, in turns: for comparing these two, not
 //! for what Pulsar can do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use herald_crds::names::{self, Topic};
-use herald_dispatcher::broker::pulsar::{PulsarBroker, Settings, Token};
+use herald_dispatcher::broker::pulsar::{PulsarBroker, Token};
 use herald_dispatcher::broker::{Broker as _, Outgoing, Sharing};
-use pulsar::{
-    ConsumerOptions, Producer, ProducerOptions, Pulsar, SubType, TokioExecutor, producer,
-};
+use herald_e2e::client::Raw;
+use pulsar::SubType;
 
 use crate::subject::{settings, shared, tenant};
 
@@ -36,7 +35,11 @@ async fn how_fast_messages_pass() {
     let settings = settings(pulsar, &tenant);
     let broker = PulsarBroker::new(settings.clone());
     let topic = names::deliveries("shop/mail", herald_crds::Priority::Normal);
-    let raw = Raw::new(&settings, &topic).await;
+    let Token::Fixed(token) = &settings.token else {
+        unreachable!("the tests' tokens are fixed");
+    };
+    let raw = Raw::new(&settings.url, token, &settings.tenant, &topic);
+    let raw = Box::pin(raw).await.unwrap();
 
     let mut figures = Figures::default();
     for round in 0..=ROUNDS {
@@ -45,7 +48,9 @@ async fn how_fast_messages_pass() {
         for way in ["raw", "ours: calls of 1", "ours: calls of 100"] {
             let begin = Instant::now();
             match way {
-                "raw" => Box::pin(raw.publish()).await,
+                "raw" => Box::pin(raw.publish(MESSAGES, SIZE, IN_FLIGHT))
+                    .await
+                    .unwrap(),
                 "ours: calls of 1" => publish(&broker, &topic, 1).await,
                 _ => publish(&broker, &topic, 100).await,
             }
@@ -53,7 +58,9 @@ async fn how_fast_messages_pass() {
             let begin = Instant::now();
             match (way, round % 2) {
                 ("raw", _) => {
-                    raw.consume(SubType::KeyShared).await;
+                    Box::pin(raw.consume(MESSAGES, SubType::KeyShared, PREFETCH as u32))
+                        .await
+                        .unwrap();
                     figures.add("consume and acknowledge, raw Key_Shared".to_owned(), begin);
                 }
                 ("ours: calls of 1", _) => {
@@ -61,7 +68,9 @@ async fn how_fast_messages_pass() {
                     figures.add("consume and acknowledge, ours Key_Shared".to_owned(), begin);
                 }
                 (_, 0) => {
-                    raw.consume(SubType::Failover).await;
+                    Box::pin(raw.consume(MESSAGES, SubType::Failover, PREFETCH as u32))
+                        .await
+                        .unwrap();
                     figures.add("consume and acknowledge, raw Failover".to_owned(), begin);
                 }
                 _ => {
@@ -116,82 +125,5 @@ async fn consume(broker: &PulsarBroker, topic: &Topic, sharing: Sharing) {
     for _ in 0..MESSAGES {
         let message = consumer.receive().await.unwrap();
         acknowledger.acknowledge(&[message.id]).await.unwrap();
-    }
-}
-
-/// The client alone.
-struct Raw {
-    client: Pulsar<TokioExecutor>,
-    /// The topic's only partition.
-    partition: String,
-    subscription: &'static str,
-}
-
-impl Raw {
-    async fn new(settings: &Settings, topic: &Topic) -> Self {
-        let Token::Fixed(token) = &settings.token else {
-            unreachable!("the tests' tokens are fixed");
-        };
-        let client = Pulsar::builder(settings.url.clone(), TokioExecutor)
-            .with_auth(pulsar::Authentication {
-                name: "token".to_owned(),
-                data: token.clone().into_bytes(),
-            })
-            .with_outbound_channel_size(20_000)
-            .build()
-            .await
-            .unwrap();
-        Self {
-            client,
-            partition: format!("persistent://{}/{topic}-partition-0", settings.tenant),
-            subscription: names::subscription(topic).unwrap(),
-        }
-    }
-
-    async fn publish(&self) {
-        let building = self
-            .client
-            .producer()
-            .with_topic(&self.partition)
-            .with_options(ProducerOptions {
-                block_queue_if_full: true,
-                ..ProducerOptions::default()
-            })
-            .build();
-        let mut producer: Producer<_> = Box::pin(building).await.unwrap();
-        let mut receipts: VecDeque<producer::SendFuture> = VecDeque::with_capacity(IN_FLIGHT);
-        for number in 0..MESSAGES {
-            if receipts.len() == IN_FLIGHT {
-                receipts.pop_front().unwrap().await.unwrap();
-            }
-            let message = producer::Message {
-                payload: vec![b'x'; SIZE],
-                partition_key: Some(format!("{number:x}")),
-                ..producer::Message::default()
-            };
-            let sending = Box::pin(producer.send_non_blocking(message));
-            receipts.push_back(sending.await.unwrap());
-        }
-        for receipt in receipts {
-            receipt.await.unwrap();
-        }
-    }
-
-    async fn consume(&self, sub_type: SubType) {
-        let mut consumer: pulsar::Consumer<Vec<u8>, _> = self
-            .client
-            .consumer()
-            .with_topic(&self.partition)
-            .with_subscription(self.subscription)
-            .with_subscription_type(sub_type)
-            .with_batch_size(PREFETCH as u32)
-            .with_options(ConsumerOptions::default().with_receiver_queue_size(PREFETCH as u32))
-            .build()
-            .await
-            .unwrap();
-        for _ in 0..MESSAGES {
-            let message = consumer.try_next().await.unwrap().unwrap();
-            consumer.ack(&message).await.unwrap();
-        }
     }
 }
