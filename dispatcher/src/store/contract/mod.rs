@@ -4,4 +4,7 @@ pub mod dead;
 pub mod histories;
 pub mod history;
 pub mod people;
+pub mod planning;
+pub mod recording;
+pub mod releasing;
 pub mod stages;

@@ -338,7 +338,7 @@ impl PostgresStore {
         let mut tx = self.begin().await?;
         let picked = pick(&mut tx, &dead, false, limit).await?;
         if !picked.ids.is_empty() {
-            for statement in [DISCARD, super::record::DROP_CARRIED] {
+            for statement in [DISCARD, super::folded::DROP_CARRIED] {
                 apply(&mut tx, statement, &picked).await?;
             }
             note(&mut tx, &picked, millis(now), "discarded").await?;

@@ -246,7 +246,7 @@ impl Hold for Held {
                 tally.moved(row.seq, Some(row.state), State::Failed, 1, now);
             }
             let (days, ids) = keys(unreadable);
-            sqlx::query(super::record::DROP_CARRIED)
+            sqlx::query(super::folded::DROP_CARRIED)
                 .bind(&days)
                 .bind(&ids)
                 .execute(&mut *tx)

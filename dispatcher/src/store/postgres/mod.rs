@@ -8,16 +8,18 @@
 //!
 //! - `schema.sql`: every table. `migrate`: how a database comes to it. `days`: partitions.
 //! - `lead`: which gateway releases a channel. `news`: what gateways tell each other. `tally`: counts, as they are written.
-//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`sent`, `expire`), `history` (`dead`), `people`: one
+//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`sent`, `folded`, `expire`), `history` (`dead`), `people` (`entries`): one
 //!   file for each trait, and what it does with others' help.
 
 mod days;
 mod dead;
+mod entries;
 mod expire;
 #[cfg(test)]
 mod explain;
 #[cfg(test)]
 mod faults;
+mod folded;
 mod history;
 mod hold;
 mod lead;

@@ -2,138 +2,19 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::postgres::PgConnection;
 
+use super::entries::{
+    BY_ADDRESS, BY_ID, BY_LABEL, COUNT_LABEL, END_LABELS_OF, END_MEMBERS, END_MEMBERSHIPS_OF,
+    LIST_MEMBERS, PUT_MEMBERS, before, in_turn, put,
+};
 use super::members::columns;
 use super::{PostgresStore, corrupt, cursor, failed, json, millis, timestamp, unanswered};
 use crate::id::{NotificationId, order};
-use crate::store::directory::{
-    self, Batch, Before, Changes, MANY, beyond, members, parse, schedule_record,
-};
+use crate::store::directory::{self, Batch, MANY, beyond, members, parse, schedule_record};
 use crate::store::{
     ApiKey, HistoryError, Page, Paging, PeopleStore, Recipient, ScheduleRecord, StoreError,
     SuppressedAddress,
 };
-
-/// Of a recipient `r`: has all labels, `$5` keys and `$6` values.
-macro_rules! labelled {
-    () => {
-        " AND NOT EXISTS (SELECT 1 FROM unnest($5::text[], $6::text[]) AS t(key, value) WHERE NOT EXISTS (
-            SELECT 1 FROM recipient_labels AS l
-            WHERE l.namespace = $1 AND l.key = t.key AND l.value = t.value AND l.ord = r.ord AND l.id = r.id
-                AND l.valid_to IS NULL)) "
-    };
-}
-
-/// People by id. `$1` namespace, `$2` after this id, `$3` and `$4` from and before these ids, `$7` limit.
-pub(super) const BY_ID: &str = concat!(
-    "SELECT r.recipient FROM recipients AS r
-     WHERE r.namespace = $1 AND r.id > $2 AND r.id >= $3 AND r.id < $4",
-    labelled!(),
-    "ORDER BY r.id LIMIT $7"
-);
-
-/// People with a label of which there are not too many: `$8` is its key and `$9` its value; the others as above.
-pub(super) const BY_LABEL: &str = concat!(
-    "WITH few AS MATERIALIZED (
-         SELECT f.ord, f.id FROM recipient_labels AS f
-         WHERE f.namespace = $1 AND f.key = $8 AND f.value = $9 AND f.valid_to IS NULL)
-     SELECT r.recipient FROM few JOIN recipients AS r ON r.namespace = $1 AND r.ord = few.ord AND r.id = few.id
-     WHERE few.id > $2 AND few.id >= $3 AND few.id < $4",
-    labelled!(),
-    "ORDER BY r.id LIMIT $7"
-);
-
-/// People with exactly this address (`$3`); `$4` is not asked about.
-pub(super) const BY_ADDRESS: &str = concat!(
-    "SELECT r.recipient FROM recipient_addresses AS a
-         JOIN recipients AS r ON r.namespace = $1 AND r.id = a.id
-     WHERE a.namespace = $1 AND a.address = $3 AND a.id > $2 AND $4::text IS NOT NULL",
-    labelled!(),
-    "ORDER BY a.id LIMIT $7"
-);
-
-/// How many people have a label, counted no further than [`MANY`].
-pub(super) const COUNT_LABEL: &str = "SELECT count(*) FROM (
-        SELECT 1 FROM recipient_labels
-        WHERE namespace = $1 AND key = $2 AND value = $3 AND valid_to IS NULL LIMIT $4) AS some_of_them";
-
-/// Rows come as JSON arrays.
-macro_rules! given {
-    () => {
-        "json_array_elements($2::json) WITH ORDINALITY AS n(value, place)"
-    };
-}
-
-pub(super) const FIND_EXISTING: &str = concat!(
-    "SELECT n.place - 1, r.recipient FROM ",
-    given!(),
-    " JOIN recipients AS r
-         ON r.namespace = $1 AND r.ord = (n.value ->> 0)::bigint AND r.id = (n.value ->> 1)"
-);
-
-pub(super) const PUT_RECIPIENTS: &str = concat!(
-    "INSERT INTO recipients (namespace, ord, id, recipient)
-     SELECT $1, (n.value ->> 0)::bigint, n.value ->> 1, n.value ->> 2 FROM ",
-    given!(),
-    " WHERE $3::bigint IS NOT NULL
-     ON CONFLICT (namespace, ord, id) DO UPDATE SET recipient = excluded.recipient"
-);
-
-pub(super) const PUT_ADDRESSES: &str = concat!(
-    "INSERT INTO recipient_addresses (namespace, address, id)
-     SELECT $1, n.value ->> 0, n.value ->> 1 FROM ",
-    given!(),
-    " WHERE $3::bigint IS NOT NULL ON CONFLICT DO NOTHING"
-);
-
-pub(super) const DELETE_ADDRESSES: &str = concat!(
-    "DELETE FROM recipient_addresses AS a USING ",
-    given!(),
-    " WHERE $3::bigint IS NOT NULL AND a.namespace = $1 AND a.address = (n.value ->> 0) AND a.id = (n.value ->> 1)"
-);
-
-pub(super) const PUT_LABELS: &str = concat!(
-    "INSERT INTO recipient_labels (namespace, key, value, ord, id, valid_from)
-     SELECT $1, n.value ->> 0, n.value ->> 1, (n.value ->> 2)::bigint, n.value ->> 3, $3::bigint FROM ",
-    given!(),
-    " ON CONFLICT (namespace, key, value, ord, id, valid_from) DO UPDATE SET valid_to = NULL"
-);
-
-pub(super) const END_LABELS: &str = concat!(
-    "UPDATE recipient_labels AS l SET valid_to = greatest($3, l.valid_from) FROM ",
-    given!(),
-    " WHERE l.valid_to IS NULL AND l.namespace = $1 AND l.key = (n.value ->> 0) AND l.value = (n.value ->> 1)
-         AND l.ord = (n.value ->> 2)::bigint AND l.id = (n.value ->> 3)"
-);
-
-pub(super) const END_LABELS_OF: &str =
-    "UPDATE recipient_labels SET valid_to = greatest($3, valid_from)
-     WHERE namespace = $1 AND id = $2 AND valid_to IS NULL";
-
-pub(super) const END_MEMBERSHIPS_OF: &str = "UPDATE members AS m SET valid_to = greatest($4, m.valid_from)
-    FROM groups AS g WHERE g.namespace = $1 AND m.group_id = g.id AND m.ord = $2 AND m.id = $3 AND m.valid_to IS NULL";
-
-pub(super) const END_MEMBERS: &str = concat!(
-    "UPDATE members AS m SET valid_to = greatest($3, m.valid_from) FROM ",
-    given!(),
-    " WHERE m.valid_to IS NULL AND m.group_id = $1 AND m.ord = (n.value ->> 0)::bigint AND m.id = (n.value ->> 1)"
-);
-
-pub(super) const PUT_MEMBERS: &str = concat!(
-    "INSERT INTO members (group_id, ord, id, valid_from)
-     SELECT $1::bigint, (n.value ->> 0)::bigint, n.value ->> 1, $3::bigint FROM ",
-    given!(),
-    " WHERE NOT EXISTS (
-         SELECT 1 FROM members AS m
-         WHERE m.group_id = $1 AND m.ord = (n.value ->> 0)::bigint AND m.id = (n.value ->> 1) AND m.valid_to IS NULL)
-     ON CONFLICT (group_id, ord, id, valid_from) DO UPDATE SET valid_to = NULL"
-);
-
-pub(super) const LIST_MEMBERS: &str = "SELECT m.id FROM members AS m
-    WHERE m.group_id = (SELECT g.id FROM groups AS g WHERE g.namespace = $1 AND g.name = $2)
-        AND m.id > $3 AND m.valid_to IS NULL
-    ORDER BY m.id LIMIT $4";
 
 pub(super) const LIST_SUPPRESSIONS: &str = "SELECT medium, address, reason, since FROM suppressions
     WHERE namespace = $1 AND (address, medium) > ($2, $3) ORDER BY address, medium LIMIT $4";
@@ -141,84 +22,6 @@ pub(super) const LIST_SUPPRESSIONS: &str = "SELECT medium, address, reason, sinc
 pub(super) const SCHEDULE: &str =
     "SELECT created_at, last_due, last_notification, missed FROM schedules
     WHERE namespace = $1 AND name = $2";
-
-/// Two who write to one namespace's directory take turns: what changes with a recipient is found by reading it first. The
-/// lock ends with the transaction.
-const IN_TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended('people ' || $1, 0))";
-
-/// Begins to write to a namespace's directory.
-async fn in_turn(connection: &mut PgConnection, namespace: &str) -> Result<(), StoreError> {
-    sqlx::query(IN_TURN)
-        .bind(namespace)
-        .execute(connection)
-        .await
-        .map_err(failed)?;
-    Ok(())
-}
-
-/// What of a batch is in the directory already.
-async fn before(
-    connection: &mut PgConnection,
-    namespace: &str,
-    batch: &Batch,
-) -> Result<Before, StoreError> {
-    let found: Vec<(i64, String)> = sqlx::query_as(FIND_EXISTING)
-        .bind(namespace)
-        .bind(json(&batch.asked()))
-        .fetch_all(connection)
-        .await
-        .map_err(failed)?;
-    Ok(batch.before(found))
-}
-
-async fn put(
-    connection: &mut PgConnection,
-    namespace: &str,
-    batch: &Batch,
-    before: &Before,
-    now: i64,
-) -> Result<Vec<bool>, StoreError> {
-    let old = before.changing(batch)?;
-    let changes = Changes::new(batch, before, &old);
-    for (statement, rows, n) in [
-        (
-            PUT_RECIPIENTS,
-            json(&changes.recipients),
-            changes.recipients.len(),
-        ),
-        (
-            DELETE_ADDRESSES,
-            json(&changes.old_addresses),
-            changes.old_addresses.len(),
-        ),
-        (
-            PUT_ADDRESSES,
-            json(&changes.new_addresses),
-            changes.new_addresses.len(),
-        ),
-        (
-            END_LABELS,
-            json(&changes.old_labels),
-            changes.old_labels.len(),
-        ),
-        (
-            PUT_LABELS,
-            json(&changes.new_labels),
-            changes.new_labels.len(),
-        ),
-    ] {
-        if n > 0 {
-            sqlx::query(statement)
-                .bind(namespace)
-                .bind(rows)
-                .bind(now)
-                .execute(&mut *connection)
-                .await
-                .map_err(failed)?;
-        }
-    }
-    Ok(batch.new_ones(before))
-}
 
 #[async_trait]
 impl PeopleStore for PostgresStore {

@@ -5,14 +5,19 @@
 //!
 //! - `schema.sql`: every table, with what its columns mean.
 //! - `tally`: how many deliveries of a notification are in which state, as it is written.
-//! - `plan`, `waiting`, `record`, `history`, `people`: one file for each trait.
+//! - `plan`, `waiting` (`hold`, `orders`), `record` (`folded`), `history` (`dead`), `people` (`entries`): one file for each
+//!   trait, and what it does with others' help.
 
 mod dead;
+mod entries;
 #[cfg(test)]
 mod explain;
+mod folded;
 mod history;
+mod hold;
 mod members;
 mod notifications;
+mod orders;
 mod people;
 mod plan;
 mod record;

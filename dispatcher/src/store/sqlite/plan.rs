@@ -11,8 +11,8 @@ use futures::TryStreamExt;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
+use super::folded;
 use super::notifications::{Beginning, NewNotification, insert, insert_definitions};
-use super::record;
 use super::{SqliteStore, asked, corrupt, failed, json, millis, notification_id, timestamp};
 use crate::id::{self, DeliveryId, NotificationId};
 use crate::message::{DefinitionHash, Request, Suppression};
@@ -229,8 +229,8 @@ impl PlanStore for SqliteStore {
                 }
                 tally.apply(c).await?;
                 if let Some(ids) = orphans {
-                    let outcomes = record::adopt(c, &ids).await?;
-                    record::fold_outcomes(c, &outcomes, &orphaned).await?;
+                    let outcomes = folded::adopt(c, &ids).await?;
+                    folded::fold_outcomes(c, &outcomes, &orphaned).await?;
                 }
                 Ok(answers)
             })

@@ -312,15 +312,15 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
     let opened = open().await;
     let cases = [
         (
-            waiting::HEADS,
+            hold::HEADS,
             "deliveries_ready (channel=? AND priority=? AND namespace>?)",
         ),
         (
-            waiting::HEADS,
+            hold::HEADS,
             "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification>?)",
         ),
         (
-            waiting::CHUNK,
+            hold::CHUNK,
             "deliveries_ready (channel=? AND priority=? AND namespace=? AND notification=?)",
         ),
         (
@@ -338,7 +338,7 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
         ),
         (waiting::CHANNELS, "deliveries_out (channel=?)"),
         (
-            waiting::OF_NOTIFICATIONS,
+            orders::OF_NOTIFICATIONS,
             "sqlite_autoindex_deliveries_1 (id>? AND id<?)",
         ),
         (
@@ -346,17 +346,17 @@ async fn the_questions_of_the_hot_path_read_their_index_and_sort_nothing() {
             "deliveries_resting_channel (channel=?)",
         ),
         (
-            waiting::OPEN_OF_TEMPLATE,
+            orders::OPEN_OF_TEMPLATE,
             "notifications_open (namespace=? AND template=? AND rowid>?)",
         ),
         (
-            waiting::RELEASED,
+            hold::RELEASED,
             "deliveries USING INTEGER PRIMARY KEY (rowid=?)",
         ),
         (record::OVERDUE, "deliveries_out (channel=? AND heard_at<?)"),
-        (record::FOLDED, "sqlite_autoindex_deliveries_1 (id=?)"),
+        (folded::FOLDED, "sqlite_autoindex_deliveries_1 (id=?)"),
         (
-            record::FOLD,
+            folded::FOLD,
             "deliveries USING INTEGER PRIMARY KEY (rowid=?)",
         ),
         (plan::UNRESOLVED, "notifications_pending"),
