@@ -230,8 +230,18 @@ async fn keys(
     if let Some(given) = given {
         return Ok((vec![key("env", given)], None));
     }
-    if !store.keys().await?.is_empty() {
-        return Ok((Vec::new(), None));
+    match store.keys().await {
+        Ok(keys) if keys.is_empty() => {}
+        Ok(_) => return Ok((Vec::new(), None)),
+        Err(StoreError::Unavailable { reason }) => {
+            tracing::warn!(
+                reason,
+                "API keys cannot be read: nobody is known until the database is there, and if there is no key yet, one \
+                 is made at the next start"
+            );
+            return Ok((Vec::new(), None));
+        }
+        Err(error) => return Err(error),
     }
     let new = Keys::generate();
     store.put_key(&key("admin", &new)).await?;

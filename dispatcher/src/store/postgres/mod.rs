@@ -6,7 +6,7 @@
 //! Of a partitioned table, one partition is read where the day is known: by `LATERAL (… OFFSET 0)`, which PostgreSQL leaves
 //! as it is, so that the day comes in from outside; a join it may turn into a look into every partition.
 //!
-//! - `schema.sql`: every table. `migrate`: how a database comes to it. `days`: partitions.
+//! - `schema.sql`: every table. `migrate`: how a database comes to it; `open`: once it is there. `days`: partitions.
 //! - `lead`: which gateway releases a channel. `news`: what gateways tell each other. `tally`: counts, as they are written.
 //! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`sent`, `folded`, `expire`), `history` (`dead`), `people` (`entries`): one
 //!   file for each trait, and what it does with others' help.
@@ -26,6 +26,7 @@ mod lead;
 mod members;
 mod migrate;
 mod news;
+mod open;
 mod orders;
 mod people;
 mod plan;
@@ -47,6 +48,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection as _, Postgres, Transaction};
+use tokio::sync::watch;
+use tokio_util::sync::DropGuard;
 
 use super::columns::{
     Channels, corrupt, delivery_id, failed, json, millis, notification_id, priority, state,
@@ -104,13 +107,20 @@ pub struct PostgresStore {
     channels: RwLock<Channels>,
     /// Days that have partitions.
     days: days::Days,
+    /// Brings a database that was away to the schema once it is there.
+    _opening: Option<DropGuard>,
 }
 
 /// How long a statement waits for another's lock.
 const LOCKED: &str = "10s";
 
 impl PostgresStore {
-    /// Connects, and brings the database to the schema. Needs a tokio runtime.
+    /// Connects, and brings the database to the schema. If the database is away that is done as soon as it is there, and
+    /// until then every call gets [`StoreError::Unavailable`]. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Open`]: what no waiting cures, such as a wrong password or a schema that is too new.
     pub async fn open(options: Options) -> Result<Self, StoreError> {
         let mut at: PgConnectOptions = options.url.parse().map_err(|error: sqlx::Error| {
             // Not the address itself: it may hold a password.
@@ -157,25 +167,24 @@ impl PostgresStore {
                 ("jit", "off"),
             ])
             .disable_statement_logging();
-        let mut connection = at
-            .connect()
-            .await
-            .map_err(|error| cannot(error.to_string()))?;
-        migrate::migrate(&mut connection, migrate::STEPS)
-            .await
-            .map_err(|error| cannot(error.to_string()))?;
-        // That nobody listens for the end of this connection is no failure.
-        drop(connection.close().await);
+        let opening = open::open(&at, &place, options.patience).await;
+        let open::Opened { is_ready, trying } =
+            opening.map_err(|error| cannot(error.to_string()))?;
+        let is_here = *is_ready.borrow();
+        let connections = |most: u32| pool(&options, most, is_ready.clone());
         let store = Self {
-            pool: pool(&options, options.connections.max(2)).connect_lazy_with(at.clone()),
-            releasing: pool(&options, options.releasing.max(1)).connect_lazy_with(at.clone()),
+            pool: connections(options.connections.max(2)).connect_lazy_with(at.clone()),
+            releasing: connections(options.releasing.max(1)).connect_lazy_with(at.clone()),
             ear: news::Ear::new(at.clone(), options.patience),
             leads: lead::Leads::new(at, options.patience),
             channels: RwLock::default(),
             days: days::Days::default(),
+            _opening: trying,
         };
-        store.read_channels().await?;
-        store.make_days_ahead(Timestamp::now()).await?;
+        if is_here {
+            store.read_channels().await?;
+            store.make_days_ahead(Timestamp::now()).await?;
+        }
         Ok(store)
     }
 
@@ -283,13 +292,21 @@ impl PostgresStore {
 
 const OPEN_SINCE: &str = "SELECT min(day) FROM notifications WHERE ended_at IS NULL";
 
-fn pool(options: &Options, connections: u32) -> PgPoolOptions {
+fn pool(options: &Options, connections: u32, is_ready: watch::Receiver<bool>) -> PgPoolOptions {
     /// A connection that was idle for longer is asked whether it still is one.
     const DOUBTFUL: Duration = Duration::from_secs(1);
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(options.patience)
         .test_before_acquire(false)
+        .after_connect(move |_, _| {
+            let mut is_ready = is_ready.clone();
+            Box::pin(async move {
+                // Its caller waits no longer than its patience.
+                let ready = is_ready.wait_for(|ready| *ready).await;
+                ready.map(drop).map_err(|_| sqlx::Error::PoolClosed)
+            })
+        })
         .before_acquire(|connection, metadata| {
             Box::pin(async move {
                 if metadata.idle_for > DOUBTFUL {

@@ -220,18 +220,80 @@ async fn a_lost_connection_is_unavailable_and_the_next_call_has_another() {
     assert_eq!(release(store, 3, at(0)).await.len(), 3);
 }
 
+/// Passes on, once `listen` is bound, what comes for the database.
+async fn forward(listen: std::net::SocketAddr, to: PgConnectOptions) {
+    let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
+    let (host, port) = (to.get_host().to_owned(), to.get_port());
+    let socket = to.get_socket().cloned();
+    tokio::spawn(async move {
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let (host, socket) = (host.clone(), socket.clone());
+            tokio::spawn(async move {
+                // Whichever end breaks off, the other is told.
+                let _ = if let Some(folder) = socket {
+                    let path = folder.join(format!(".s.PGSQL.{port}"));
+                    let mut to = tokio::net::UnixStream::connect(path).await.unwrap();
+                    tokio::io::copy_bidirectional(&mut from, &mut to).await
+                } else {
+                    let mut to = tokio::net::TcpStream::connect((host, port)).await.unwrap();
+                    tokio::io::copy_bidirectional(&mut from, &mut to).await
+                };
+            });
+        }
+    });
+}
+
 #[tokio::test]
-async fn a_database_that_is_not_there_is_said_with_its_place_and_without_its_password() {
+async fn a_database_that_is_away_is_unavailable_until_it_is_there() {
+    let database = Database::empty().await;
+    let to: PgConnectOptions = database.url.parse().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let name = to.get_database().unwrap();
     let options = Options {
         patience: Duration::from_millis(200),
-        ..Options::new("postgres://herald:secret@127.0.0.1:1/herald")
+        ..Options::new(format!(
+            "postgres://{}:secret@{address}/{name}?sslmode=disable",
+            to.get_username()
+        ))
     };
-    let refused = PostgresStore::open(options)
+    let store = PostgresStore::open(options).await.unwrap();
+    let away = store.unended().await.unwrap_err();
+    assert!(matches!(away, StoreError::Unavailable { .. }), "{away}");
+    assert!(!away.to_string().contains("secret"), "{away}");
+
+    forward(address, to).await;
+    let there = async {
+        while store.unended().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), there)
         .await
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(refused.contains("127.0.0.1:1/herald"), "{refused}");
+        .unwrap();
+    let request = request("1");
+    planned(&store, &request, &rows(&request.id, 2)).await;
+    assert_eq!(store.unended().await.unwrap(), (2, 0));
+}
+
+#[tokio::test]
+async fn what_no_waiting_cures_is_said_with_its_place_and_without_its_password() {
+    let database = Database::empty().await;
+    let to: PgConnectOptions = database.url.parse().unwrap();
+    let name = to.get_database().unwrap();
+    let nowhere = database
+        .url
+        .replace(&format!("/{name}"), "/nowhere")
+        .replacen(
+            &format!("{}@", to.get_username()),
+            &format!("{}:secret@", to.get_username()),
+            1,
+        );
+    let refused = PostgresStore::open(Options::new(nowhere)).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("/nowhere"), "{refused}");
     assert!(!refused.contains("secret"), "{refused}");
 }
 
