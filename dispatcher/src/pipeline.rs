@@ -135,6 +135,7 @@ impl Pipeline {
                 pod: None,
                 timing: Arc::clone(&timing),
                 window: parts.window,
+                vitals: Arc::default(),
                 guards: parts.guards,
             },
             fanout,

@@ -6,7 +6,8 @@
 //!   much of that is one pod's.
 //! - [`ledger`] and [`settled`]: what the events tell about copies, orders and pace.
 //! - [`breaker`]: which provider may be asked. [`retry`]: what follows an attempt. [`relays`]: the two short delays.
-//! - [`load`]: how the channel is, for everyone who asks. [`pod`]: a worker as the Channel is declared, and a process for it.
+//! - [`load`]: how the channel is, for everyone who asks. [`pod`]: a worker as the Channel is declared, and a process for it;
+//!   [`watchdog`]: ends that process if it hangs.
 
 pub mod breaker;
 pub mod ledger;
@@ -20,4 +21,5 @@ pub mod relays;
 pub mod retry;
 pub mod settled;
 pub mod share;
+pub mod watchdog;
 pub mod worker;

@@ -33,7 +33,9 @@ pub(super) async fn publish(worker: &Worker, mut finished: mpsc::Receiver<Finish
     let events_topic = names::events(&worker.channel);
     let relay_topics = names::relays(&worker.channel);
     let mut batch = Vec::with_capacity(BATCH);
+    let vitals = Arc::clone(&worker.shared.vitals);
     while finished.recv_many(&mut batch, BATCH).await > 0 {
+        vitals.tell();
         for (index, topic) in relay_topics.iter().enumerate() {
             let retried = batch
                 .iter_mut()
@@ -96,6 +98,7 @@ pub(super) async fn publish(worker: &Worker, mut finished: mpsc::Receiver<Finish
         for done in batch.drain(..) {
             done.held.hold.settle();
         }
+        vitals.told();
     }
 }
 
@@ -178,6 +181,7 @@ async fn insist(worker: &Worker, topic: &Topic, messages: Vec<Outgoing>) {
     }
     let mut pause = Duration::from_millis(50);
     while let Err(error) = worker.broker.publish(topic, messages.clone()).await {
+        worker.shared.vitals.tell();
         worker.shared.metrics.broker_failed("publish_outcomes");
         tracing::warn!(channel = &*worker.channel, %error, "outcomes have no receipt yet, trying again");
         tokio::time::sleep(pause).await;

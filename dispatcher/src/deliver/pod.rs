@@ -52,7 +52,7 @@ pub fn worker(
 }
 
 /// Delivers until `stop`, then finishes what is begun, within the drain time. `ready` is true in between, once it is
-/// known what became of what went out before.
+/// known what became of what went out before, the pod is heard by the others, and it takes what it may send.
 pub async fn run(
     worker: Arc<Worker>,
     ledger: Arc<Ledger>,
@@ -76,6 +76,7 @@ pub async fn run(
                     return;
                 }
                 Err(error) => {
+                    shared.metrics.broker_failed("last_event");
                     tracing::warn!(%error, "the channel's events cannot be read yet, trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -83,14 +84,17 @@ pub async fn run(
         }
     };
     if stop.run_until_cancelled(catching_up).await.is_some() {
-        ready.send_replace(true);
         let drained = async {
-            stop.cancelled().await;
+            if stop.run_until_cancelled(worker.up()).await.is_some() {
+                tracing::info!("ready");
+                ready.send_replace(true);
+                stop.cancelled().await;
+            }
             ready.send_replace(false);
             tokio::time::sleep(shared.timing.drain).await;
         };
         tokio::select! {
-            () = worker.run(stop.clone()) => tracing::info!("all that was begun is finished"),
+            () = Arc::clone(&worker).run(stop.clone()) => tracing::info!("all that was begun is finished"),
             () = drained => tracing::warn!("not all that was begun was finished in time: it will be repeated"),
         }
     }

@@ -23,6 +23,7 @@ pub async fn run(
     stop.run_until_cancelled(async {
         loop {
             if let Err(error) = relay_messages(broker, channel, relay, metrics).await {
+                metrics.broker_failed("relay");
                 tracing::warn!(channel, relay, %error, "the relay was interrupted, beginning again");
             }
             tokio::time::sleep(Duration::from_millis(250)).await;

@@ -9,7 +9,7 @@ mod send;
 mod take;
 mod tick;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use herald_crds::{ChannelSpec, Priority, RateLimit};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +32,7 @@ use super::queue::{Held, Queues};
 use super::rate::Rate;
 use super::relays;
 use super::retry::{self, Next};
+use super::watchdog::Vitals;
 use crate::broker::Broker;
 use crate::id::FullName;
 use crate::message::{Delivery, Step};
@@ -91,6 +92,8 @@ pub struct Shared {
     pub timing: Arc<Timing>,
     /// W: most deliveries sent whose outcome has no receipt yet.
     pub window: usize,
+    /// By which it is seen that this process hangs.
+    pub vitals: Arc<Vitals>,
     /// See [`Guards`].
     #[doc(hidden)]
     pub guards: Guards,
@@ -128,6 +131,12 @@ pub struct Worker {
     /// Sends that reached an end of any kind, ever, by class; the drain is measured from it.
     ended: [AtomicU64; Priority::COUNT],
     limit: Mutex<Limit>,
+    /// Whether it is being tried to consume each class, and does not work yet.
+    trying: [AtomicBool; Priority::COUNT],
+    /// Whether this pod has heard itself.
+    is_heard: AtomicBool,
+    /// Whether it takes what it may send, too.
+    is_up: watch::Sender<bool>,
     counters: [Counters; Priority::COUNT],
 }
 
@@ -211,6 +220,9 @@ impl Worker {
             room: Default::default(),
             ended: Default::default(),
             limit: Mutex::default(),
+            trying: Default::default(),
+            is_heard: AtomicBool::new(false),
+            is_up: watch::Sender::new(false),
             channel,
             spec,
             providers,
@@ -287,6 +299,13 @@ impl Worker {
         drop(consumers);
         self.say_farewell().await;
         self.shared.loads.remove(&self.channel);
+    }
+
+    /// Resolves when the events show what this pod tells, and it takes what it may send. Afterwards nothing is asked again: a
+    /// broker that goes away takes all pods with it.
+    pub async fn up(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.is_up.subscribe().wait_for(|up| *up).await;
     }
 
     pub(super) fn queues(&self) -> MutexGuard<'_, Queues> {

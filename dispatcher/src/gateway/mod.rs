@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use herald_crds::Priority;
+use herald_crds::names::{self, Path};
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -128,7 +129,8 @@ impl Gateway {
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let (ready, is_ready) = watch::channel(true);
+        // A broker of its own is there as long as this process is.
+        let (ready, is_ready) = watch::channel(delivering == Delivering::Here);
         let api = Arc::new(Api {
             keys: Keys::new(Arc::clone(&store), &fixed),
             accept: Arc::clone(&accept),
@@ -190,6 +192,14 @@ impl Gateway {
             Arc::clone(&pipeline),
             stop.clone(),
         ));
+        if delivering == Delivering::Elsewhere {
+            tasks.spawn(get_ready(
+                Arc::clone(&broker),
+                Arc::clone(&pipeline),
+                ready.clone(),
+                stop.clone(),
+            ));
+        }
         tasks.close();
         Ok(Self {
             new_key,
@@ -246,6 +256,33 @@ async fn keys(
     let new = Keys::generate();
     store.put_key(&key("admin", &new)).await?;
     Ok((Vec::new(), Some(new)))
+}
+
+/// Says that the gateway is ready once it may publish and take requests of every kind. Afterwards nothing is asked again: a
+/// broker that goes away takes all gateways with it, and senders are better told so than not reached.
+async fn get_ready(
+    broker: Arc<dyn Broker>,
+    pipeline: Arc<Pipeline>,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let getting_ready = async {
+        for path in [Path::Direct, Path::Stored] {
+            for class in Priority::ALL {
+                let topic = names::requests(path, class);
+                // No message, and yet the broker is asked whether there could be one.
+                while let Err(error) = broker.publish(&topic, Vec::new()).await {
+                    pipeline.metrics().broker_failed("open_requests");
+                    tracing::warn!(%error, "requests cannot be taken yet, trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        pipeline.plan.takes().await;
+        tracing::info!("ready");
+        ready.send_replace(true);
+    };
+    stop.run_until_cancelled(getting_ready).await;
 }
 
 /// Notes every definition that comes into force.

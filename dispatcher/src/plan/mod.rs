@@ -16,7 +16,7 @@ use futures::{FutureExt, TryStreamExt, stream};
 use herald_crds::Priority;
 use herald_crds::names::{self, Path};
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -55,6 +55,8 @@ pub struct Plan {
     metrics: Arc<Metrics>,
     /// Rings when there may be something to resolve.
     unresolved: Notify,
+    /// Of which requests there was a consumer, by path and class.
+    taken: watch::Sender<[[bool; Priority::COUNT]; 2]>,
 }
 
 impl Plan {
@@ -84,6 +86,7 @@ impl Plan {
             lanes,
             metrics,
             unresolved: Notify::new(),
+            taken: watch::Sender::default(),
         })
     }
 
@@ -110,6 +113,14 @@ impl Plan {
         self.unresolved.notify_one();
     }
 
+    /// Resolves when requests of every kind are taken, or were once.
+    pub async fn takes(&self) {
+        let mut taken = self.taken.subscribe();
+        let all = |taken: &[[bool; Priority::COUNT]; 2]| taken.iter().flatten().all(|taken| *taken);
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = taken.wait_for(all).await;
+    }
+
     async fn consume(&self, path: Path, class: Priority, stop: CancellationToken) {
         let topic = names::requests(path, class);
         stop.run_until_cancelled(async {
@@ -119,6 +130,9 @@ impl Plan {
                         .broker
                         .subscribe(&topic, Sharing::Failover, PREFETCH)
                         .await?;
+                    self.taken.send_modify(|taken| {
+                        taken[usize::from(path == Path::Stored)][class.index()] = true;
+                    });
                     let acknowledger = consumer.acknowledger();
                     loop {
                         let mut messages = vec![consumer.receive().await?];

@@ -21,6 +21,7 @@ use crate::catalog::folder::{FolderCatalog, ScanError};
 use crate::catalog::yaml;
 use crate::deliver::ledger::Ledger;
 use crate::deliver::pod;
+use crate::deliver::watchdog;
 use crate::deliver::worker::{Guards, Shared};
 use crate::gateway::{self, Delivering, Gateway};
 use crate::id::FullName;
@@ -166,7 +167,6 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         // Once, and not into the log.
         let _ = writeln!(std::io::stdout(), "API key, shown this once: {key}");
     }
-    tracing::info!("ready");
     stop.await;
     tracing::info!("shutting down");
     gateway.stop().await;
@@ -207,6 +207,7 @@ async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         pod: Some(Arc::from(pod)),
         timing: Arc::clone(&timing),
         window: settings.window(),
+        vitals: Arc::default(),
         guards: Guards::default(),
     };
     let allow = settings.allow_private_addresses.unwrap_or(false);
@@ -222,6 +223,9 @@ async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let worker = worker.map_err(ServerError::BuildProvider)?;
 
     let listener = listen("probes", settings.probes()).await?;
+    let vitals = Arc::clone(&shared.vitals);
+    watchdog::watch(Arc::clone(&vitals)).map_err(|source| ServerError::Begin { source })?;
+    let beating = tokio::spawn(async move { watchdog::beat(&vitals).await });
     let stopping = CancellationToken::new();
     let (ready, is_ready) = watch::channel(false);
     let router = probes::router(metrics, is_ready);
@@ -238,6 +242,7 @@ async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         asked.cancel();
     };
     futures::join!(delivering, stopped);
+    beating.abort();
     ended.cancel();
     // One that panicked has said so already.
     let _ = serving.await;

@@ -318,12 +318,9 @@ async fn answer(
                 }
             }
             Err(trouble) => {
-                let error = trouble.receiving(connection.settings(), &topic);
                 for answer in waiting.drain(..) {
-                    let _ = answer.send(Err(BrokerError::Receive {
-                        topic: topic.clone(),
-                        reason: error.to_string(),
-                    }));
+                    let error = trouble.clone().receiving(connection.settings(), &topic);
+                    let _ = answer.send(Err(error));
                 }
             }
         }

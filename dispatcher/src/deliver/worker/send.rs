@@ -11,12 +11,10 @@ use tokio::time::Instant;
 
 use super::{NamedProvider, Worker, lock};
 use crate::deliver::retry::{self, Attempt, Next, NotYet};
+use crate::deliver::watchdog::STUCK;
 use crate::message::Delivery;
 use crate::metrics::ChannelReason;
 use crate::provider::{Outcome, Reason};
-
-/// A provider that overstays its timeout by this much is stuck.
-const STUCK: Duration = Duration::from_secs(10);
 
 /// Which provider was chosen for a delivery.
 #[derive(Clone, Copy)]
@@ -49,6 +47,7 @@ impl Worker {
                 at,
             );
         }
+        let under_way = self.shared.vitals.begin(*timeout);
         let started = Instant::now();
         let sending = AssertUnwindSafe(provider.send(delivery, *timeout)).catch_unwind();
         let outcome = match tokio::time::timeout(*timeout + STUCK, sending).await {
@@ -58,6 +57,7 @@ impl Worker {
                 Outcome::Unknown(reason("stuck", "the provider's code did not keep its time"))
             }
         };
+        drop(under_way);
         let took = started.elapsed();
         {
             let mut breakers = lock(&self.breakers);

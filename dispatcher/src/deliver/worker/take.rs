@@ -79,6 +79,7 @@ impl Worker {
         // What a pod takes and may not send waits, where others could have sent it.
         stop.run_until_cancelled(self.rate.shared()).await?;
         loop {
+            self.trying[class.index()].store(true, Ordering::Relaxed);
             let mut consumer = None;
             let consuming = self.consume(class, &mut consumer, acknowledge, finished);
             match stop.run_until_cancelled(consuming).await {
@@ -111,6 +112,7 @@ impl Worker {
             .subscribe(&topic, Sharing::KeyShared, prefetch)
             .await?;
         let consumer = consumer.insert(subscribed);
+        self.trying[class.index()].store(false, Ordering::Relaxed);
         let by = consumer.acknowledger();
         loop {
             let arrived = receive(&mut **consumer, prefetch).await?;

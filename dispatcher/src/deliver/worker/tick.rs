@@ -131,6 +131,15 @@ impl Worker {
         let interval = self.shared.timing.tick;
         if !leaves {
             let pods = if self.ledger.hears(pod, interval * MISSING) {
+                // What it may send since the tick before it tries to take by now.
+                let is_trying = self
+                    .trying
+                    .iter()
+                    .any(|trying| trying.load(Ordering::Relaxed));
+                if self.is_heard.swap(true, Ordering::Relaxed) && !is_trying {
+                    self.is_up
+                        .send_if_modified(|up| !std::mem::replace(up, true));
+                }
                 self.ledger.pods(interval * MISSING)
             } else {
                 // Whoever is not heard, or not yet, may be counted by nobody.
