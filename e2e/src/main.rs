@@ -14,6 +14,7 @@ mod faults;
 mod run;
 mod scaling;
 mod server;
+mod servers;
 mod showcase;
 mod sinks;
 mod soak;

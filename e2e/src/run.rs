@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{embedded, faults, scaling, soak};
+use crate::{embedded, faults, scaling, servers, soak};
 
 /// What a scenario can be told.
 #[derive(Debug, Clone, Args)]
@@ -33,6 +33,8 @@ pub enum Scenario {
     Faults,
     /// Two gateways and three pods over Pulsar and PostgreSQL; each of the four is killed again and again: nothing lost
     Soak,
+    /// What a cluster's servers meet: wrong settings, tokens that expire, a broker or a database that is away, full or too new, garbage, pods that hang
+    Servers,
     /// A Channel's pods from one to four and back under load: the pause, the rate, the order
     Scaling,
 }
@@ -69,6 +71,7 @@ async fn scenario(options: &Options, folder: &Path) -> anyhow::Result<()> {
         Scenario::Embedded => embedded::run(options, folder).await,
         Scenario::Faults => faults::run(folder).await,
         Scenario::Scaling => scaling::run(options, folder).await,
+        Scenario::Servers => servers::run(options, folder).await,
         Scenario::Soak => soak::run(options, folder).await,
     }
 }

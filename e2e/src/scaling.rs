@@ -60,6 +60,7 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
             horizon: Duration::from_mins(2),
             window: WINDOW,
             sync: true,
+            broker: Vec::new(),
         },
         folder,
     )

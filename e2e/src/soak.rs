@@ -96,6 +96,7 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
             horizon: size.horizon,
             window: WINDOW,
             sync: true,
+            broker: Vec::new(),
         },
         folder,
     )

@@ -8,12 +8,13 @@ pub mod sent;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use herald_e2e::environment::{self, Environment};
 use herald_e2e::process::{self, Running};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::server::{Api, KEY, ready};
@@ -55,6 +56,21 @@ pub struct Setup {
     pub window: usize,
     /// Whether the servers wait for the disk.
     pub sync: bool,
+    /// Further lines of Pulsar's configuration.
+    pub broker: Vec<(String, String)>,
+}
+
+/// How a process comes to the servers.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Pulsar's address.
+    pub pulsar: String,
+    /// The tenant.
+    pub tenant: String,
+    /// The file with the token.
+    pub token: PathBuf,
+    /// The database's address.
+    pub database: String,
 }
 
 /// The servers, and what is needed to start another gateway or pod.
@@ -65,8 +81,7 @@ pub struct Cluster {
     pub folder: PathBuf,
     setup: Setup,
     program: PathBuf,
-    tenant: String,
-    database: String,
+    access: Access,
 }
 
 /// A gateway.
@@ -75,8 +90,10 @@ pub struct Gateway {
     pub api: Api,
     /// Its metrics and probes.
     pub probes: Api,
+    /// What it is called.
+    pub name: String,
     ports: [u16; 2],
-    name: String,
+    access: Access,
     running: Option<Running>,
 }
 
@@ -88,6 +105,7 @@ pub struct Pod {
     pub name: String,
     channel: Channel,
     port: u16,
+    access: Access,
     running: Option<Running>,
 }
 
@@ -97,6 +115,7 @@ impl Cluster {
         let program = process::dispatcher()?;
         let environment = Environment::start_own(&environment::Options {
             sync: setup.sync,
+            broker: setup.broker.clone(),
             ..environment::Options::default()
         })
         .await?;
@@ -126,109 +145,156 @@ impl Cluster {
                 channel.declaration(&folder.join("sent/gateway.jsonl")),
             )?;
         }
-        Ok(Self {
+        let access = Access {
+            pulsar: environment.pulsar()?.service_url().to_owned(),
+            tenant,
+            token: folder.join("token"),
             database: environment.postgres()?.url().to_owned(),
+        };
+        Ok(Self {
             environment,
             folder: folder.to_owned(),
             setup,
             program,
-            tenant,
+            access,
         })
     }
 
     /// The tenant of this run's topics.
     #[cfg(feature = "pulsar")]
     pub fn tenant(&self) -> &str {
-        &self.tenant
+        &self.access.tenant
     }
 
-    fn command(&self, role: &str, probes: u16) -> anyhow::Result<Command> {
+    /// How everything comes to the servers unless told otherwise.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The program that is started.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn command(&self, role: &str, probes: u16, access: &Access) -> Command {
         let mut command = Command::new(&self.program);
         let horizon = self.setup.horizon.as_secs();
         command
             .arg(role)
-            .args(["--pulsar-url", self.environment.pulsar()?.service_url()])
-            .args(["--pulsar-tenant", &self.tenant])
+            .args(["--pulsar-url", &access.pulsar])
+            .args(["--pulsar-tenant", &access.tenant])
             .arg("--pulsar-token-file")
-            .arg(self.folder.join("token"))
+            .arg(&access.token)
             .args(["--probes", &format!("127.0.0.1:{probes}")])
             .args(["--window", &self.setup.window.to_string()])
             .args(["--horizon-seconds", &horizon.to_string()]);
-        Ok(command)
+        command
     }
 
     /// A gateway, once it is ready.
     pub async fn gateway(&self, name: &str) -> anyhow::Result<Gateway> {
+        let mut gateway = self.begin_gateway(name, &self.access)?;
+        self.until_ready(name, gateway.running.as_mut(), &gateway.probes)
+            .await?;
+        Ok(gateway)
+    }
+
+    /// A gateway that comes to the servers in this way, if it does.
+    pub fn begin_gateway(&self, name: &str, access: &Access) -> anyhow::Result<Gateway> {
         let ports = [process::free_port()?, process::free_port()?];
         let mut gateway = Gateway {
             api: Api::new(ports[0])?,
             probes: Api::new(ports[1])?,
             ports,
             name: name.to_owned(),
+            access: access.clone(),
             running: None,
         };
-        self.start_gateway(&mut gateway).await?;
+        self.spawn_gateway(&mut gateway)?;
         Ok(gateway)
     }
 
     /// Starts a gateway again, and waits until it is ready.
     pub async fn start_gateway(&self, gateway: &mut Gateway) -> anyhow::Result<()> {
-        let mut command = self.command("gateway", gateway.ports[1])?;
+        self.spawn_gateway(gateway)?;
+        self.until_ready(&gateway.name, gateway.running.as_mut(), &gateway.probes)
+            .await
+    }
+
+    fn spawn_gateway(&self, gateway: &mut Gateway) -> anyhow::Result<()> {
+        let mut command = self.command("gateway", gateway.ports[1], &gateway.access);
         command
             .arg("--declared")
             .arg(self.folder.join("declared"))
             .args(["--listen", &format!("127.0.0.1:{}", gateway.ports[0])])
-            .args(["--database-url", &self.database])
+            .args(["--database-url", &gateway.access.database])
             .env("HERALD_API_KEY", KEY);
-        let running = self
-            .begin(&gateway.name, &mut command, &gateway.probes)
-            .await?;
-        gateway.running = Some(running);
+        let log = self.log(&gateway.name);
+        gateway.running = Some(Running::start(&gateway.name, &mut command, &log)?);
         Ok(())
     }
 
     /// A pod, once it is ready.
     pub async fn pod(&self, name: &str, channel: Channel) -> anyhow::Result<Pod> {
+        let mut pod = self.begin_pod(name, channel, &self.access)?;
+        self.until_ready(name, pod.running.as_mut(), &pod.probes)
+            .await?;
+        Ok(pod)
+    }
+
+    /// A pod that comes to the servers in this way, if it does.
+    pub fn begin_pod(&self, name: &str, channel: Channel, access: &Access) -> anyhow::Result<Pod> {
         let port = process::free_port()?;
         let mut pod = Pod {
             probes: Api::new(port)?,
             name: name.to_owned(),
             channel,
             port,
+            access: access.clone(),
             running: None,
         };
-        self.start_pod(&mut pod).await?;
+        self.spawn_pod(&mut pod)?;
         Ok(pod)
     }
 
     /// Starts a pod again, and waits until it is ready.
     pub async fn start_pod(&self, pod: &mut Pod) -> anyhow::Result<()> {
+        self.spawn_pod(pod)?;
+        self.until_ready(&pod.name, pod.running.as_mut(), &pod.probes)
+            .await
+    }
+
+    fn spawn_pod(&self, pod: &mut Pod) -> anyhow::Result<()> {
         let file = self.folder.join(format!("{}.yaml", pod.name));
         let sent = self.folder.join(format!("sent/{}.jsonl", pod.name));
         fs::write(&file, pod.channel.declaration(&sent)).context("cannot write the Channel")?;
-        let mut command = self.command("deliver", pod.port)?;
+        let mut command = self.command("deliver", pod.port, &pod.access);
         command
             .args(["--pod", &pod.name])
             .arg("--channel")
             .arg(file)
             .arg("--credentials")
             .arg(self.folder.join("credentials"));
-        pod.running = Some(self.begin(&pod.name, &mut command, &pod.probes).await?);
+        let log = self.log(&pod.name);
+        pod.running = Some(Running::start(&pod.name, &mut command, &log)?);
         Ok(())
     }
 
-    async fn begin(
+    /// Where a process logs, by its name.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
+    async fn until_ready(
         &self,
         name: &str,
-        command: &mut Command,
+        running: Option<&mut Running>,
         probes: &Api,
-    ) -> anyhow::Result<Running> {
-        let log = self.folder.join(format!("{name}.log"));
-        let mut running = Running::start(name, command, &log)?;
-        ready(&mut running, probes)
+    ) -> anyhow::Result<()> {
+        let running = running.context("it does not run")?;
+        ready(running, probes)
             .await
-            .with_context(|| format!("{} may say why", log.display()))?;
-        Ok(running)
+            .with_context(|| format!("{} may say why", self.log(name).display()))
     }
 
     /// Imports `count` people, `p<number>@people.example`, into a group.
@@ -275,6 +341,17 @@ impl Gateway {
     pub fn kill(&mut self) {
         self.running = None;
     }
+
+    /// SIGTERM; an error unless it ends well, within so long.
+    pub async fn end(&mut self, most: Duration) -> anyhow::Result<()> {
+        end(&self.name, self.running.take(), most).await
+    }
+
+    /// How it ended by itself, within so long.
+    pub async fn ended(&mut self, most: Duration) -> anyhow::Result<ExitStatus> {
+        let running = self.running.as_mut().context("it does not run")?;
+        running.wait(most).await
+    }
 }
 
 impl Pod {
@@ -289,18 +366,31 @@ impl Pod {
         self.running = None;
     }
 
-    /// SIGTERM; how it ended.
+    /// SIGTERM; an error unless it ends well, within so long.
     pub async fn end(&mut self, most: Duration) -> anyhow::Result<()> {
-        let mut running = self.running.take().context("it does not run")?;
-        running.signal(rustix::process::Signal::TERM);
-        let status = running.wait(most).await?;
-        ensure!(
-            status.success(),
-            "SIGTERM ended {} with {status}",
-            self.name
-        );
-        Ok(())
+        end(&self.name, self.running.take(), most).await
     }
+
+    /// How it ended by itself, within so long.
+    pub async fn ended(&mut self, most: Duration) -> anyhow::Result<ExitStatus> {
+        let running = self.running.as_mut().context("it does not run")?;
+        running.wait(most).await
+    }
+
+    /// Stops it in its tracks, or lets it go on.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(running) = &self.running {
+            running.signal(signal);
+        }
+    }
+}
+
+async fn end(name: &str, running: Option<Running>, most: Duration) -> anyhow::Result<()> {
+    let mut running = running.context("it does not run")?;
+    running.signal(Signal::TERM);
+    let status = running.wait(most).await?;
+    ensure!(status.success(), "SIGTERM ended {name} with {status}");
+    Ok(())
 }
 
 impl Channel {

@@ -72,7 +72,11 @@ fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder.join("sent")).context("cannot list what was sent")?;
     let mut files = Vec::new();
     for entry in entries {
-        files.push(entry.context("cannot list what was sent")?.path());
+        let entry = entry.context("cannot list what was sent")?;
+        // Not what a pod is made to hang on.
+        if entry.metadata().is_ok_and(|entry| entry.is_file()) {
+            files.push(entry.path());
+        }
     }
     files.sort();
     Ok(files)

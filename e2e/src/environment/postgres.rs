@@ -85,6 +85,29 @@ impl Postgres {
         ))
     }
 
+    /// What one of its databases, by its address, answers to SQL: a line for each row.
+    pub fn ask(&self, url: &str, sql: &str) -> anyhow::Result<String> {
+        let server = self.server.as_ref().context("not in a given server")?;
+        let output = Command::new(server.programs.join("psql"))
+            .args([
+                "--no-psqlrc",
+                "--tuples-only",
+                "--no-align",
+                "--command",
+                sql,
+                url,
+            ])
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run psql")?;
+        ensure!(
+            output.status.success(),
+            "psql failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// SIGKILL, all of it. A given server stays.
     pub fn kill(&mut self) {
         if let Some(server) = &mut self.server {

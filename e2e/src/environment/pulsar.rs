@@ -1,10 +1,10 @@
 //! Pulsar, standalone, as it runs for users: with tokens, authorization, and no topic made by itself.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use herald_operator::pulsar_admin::{PulsarAdmin, Settings, Token};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -134,6 +134,31 @@ impl Pulsar {
             ca: None,
             timeout: Duration::from_secs(30),
         })?)
+    }
+
+    /// Publishes the bytes of a file to a topic by its full name, with Pulsar's own client: as somebody who is no part of
+    /// Herald. Takes some seconds.
+    pub fn publish(&self, topic: &str, file: &Path) -> anyhow::Result<()> {
+        let server = self.server.as_ref().context("not in a given Pulsar")?;
+        let output = Command::new(server.home.join("bin/pulsar-client"))
+            .args(["--url", &self.service_url])
+            .args([
+                "--auth-plugin",
+                "org.apache.pulsar.client.impl.auth.AuthenticationToken",
+            ])
+            .args(["--auth-params", &format!("token:{}", self.admin_token)])
+            .args(["produce", topic, "--files"])
+            .arg(file)
+            .env("PULSAR_LOG_DIR", server.folder.join("logs"))
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run pulsar-client")?;
+        ensure!(
+            output.status.success(),
+            "nothing could be published to {topic}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        Ok(())
     }
 
     /// SIGKILL. A given one stays.

@@ -137,7 +137,10 @@ impl Trouble {
         let Self { kind, text } = self;
         let tenant = &settings.tenant;
         match kind {
-            Kind::NotBelieved | Kind::Refused if let Some(end) = ended(settings) => {
+            // Whatever else is said of it: nothing works until it is replaced.
+            Kind::NotBelieved | Kind::Refused | Kind::Unreachable | Kind::Other
+                if let Some(end) = ended(settings) =>
+            {
                 format!("the token expired at {end}: replace it ({text})")
             }
             Kind::NoTopic => format!(

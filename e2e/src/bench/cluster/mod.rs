@@ -58,6 +58,7 @@ async fn start(
             horizon: Duration::from_mins(2),
             window,
             sync,
+            broker: Vec::new(),
         },
         folder,
     )
