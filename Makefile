@@ -50,6 +50,7 @@ test-e2e: ## Herald as processes, killed on the way, against real servers: every
 	$(TARGET)/debug/herald-e2e run faults
 	$(TARGET)/debug/herald-e2e run soak --small
 	$(TARGET)/debug/herald-e2e run scaling --small
+	$(TARGET)/debug/herald-e2e run servers --small
 
 .PHONY: soak
 soak: ## What takes too long for every change: the scenarios in full size, and the broker killed ten times under load.
@@ -57,6 +58,7 @@ soak: ## What takes too long for every change: the scenarios in full size, and t
 	cargo build --release $(ALL)
 	$(TARGET)/release/herald-e2e run embedded
 	$(TARGET)/release/herald-e2e run scaling
+	$(TARGET)/release/herald-e2e run servers
 	$(TARGET)/release/herald-e2e run soak
 	cargo test -p herald-e2e --features pulsar --test pulsar -- --ignored --nocapture
 
