@@ -1,5 +1,6 @@
 //! Coming to the database: at once, or, if it is away, as soon as it answers. Only what no waiting cures is refused.
 
+use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
@@ -27,7 +28,7 @@ pub(super) enum OpenError {
 }
 
 impl OpenError {
-    /// Whether waiting may cure it: the database, or the way to it, is away. A wrong password, a database that does not
+    /// Whether waiting may cure it: the database, or the way to it, is away. A wrong password, a certificate that is not trusted, a database that does not
     /// exist or a schema that is too new are not of this kind.
     fn passes(&self) -> bool {
         match self {
@@ -44,7 +45,8 @@ impl OpenError {
 /// Codes: PostgreSQL, appendix A. 08: connection, 53: too many of them, or no room, 57: starting, or shutting down.
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) => true,
+        // A certificate that is not trusted is data that is not valid.
+        sqlx::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             let class = code.get(..2).unwrap_or_default();
             matches!(class, "08" | "53" | "57")
