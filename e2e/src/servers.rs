@@ -70,7 +70,7 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
             templates: load::templates(&[MAIL, POST]),
             horizon: Duration::from_mins(2),
             window: WINDOW,
-            sync: false,
+            sync: true,
             broker: vec![
                 // A client that is silent is found to be gone within seconds, not a minute.
                 ("keepAliveIntervalSeconds".to_owned(), "4".to_owned()),

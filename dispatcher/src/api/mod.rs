@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -63,6 +64,10 @@ use crate::store::Store;
 
 /// How long a call may take.
 const USUAL_TIME: Duration = Duration::from_secs(30);
+
+/// How long a call may take that only reads: somewhat more than one statement of the database may. One that stands still
+/// without breaking its connections answers never.
+const READING_TIME: Duration = Duration::from_secs(16);
 
 /// How long a call may take that streams its body.
 const STREAMED_TIME: Duration = Duration::from_hours(1);
@@ -150,10 +155,18 @@ async fn around(State(api): State<Arc<Api>>, request: Request, next: Next) -> Re
         .get::<MatchedPath>()
         .map_or("", MatchedPath::as_str)
         .to_owned();
+    let waits = request
+        .uri()
+        .query()
+        .is_some_and(|query| query.split('&').any(|part| part.starts_with("wait=")));
     let time = if route.ends_with("/import") {
         STREAMED_TIME
-    } else {
+    } else if waits {
         USUAL_TIME + history::LONGEST_WAIT
+    } else if request.method() == Method::GET {
+        READING_TIME
+    } else {
+        USUAL_TIME
     };
     let span = tracing::info_span!("http", method = %request.method(), route);
     let answer = tokio::time::timeout(time, next.run(request));

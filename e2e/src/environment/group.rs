@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 
 /// Kills a group as soon as this program is gone, whatever became of it, and removes its folder; ends when the group does.
@@ -79,8 +79,13 @@ impl Group {
         if leader.is_none_or(|began| began == self.began)
             && let Some(group) = Pid::from_raw(self.id)
         {
+            // Some have groups of their own, and no parent any more once it is gone.
+            let children = children(self.id);
             // The only failure is that there is nobody left.
             let _ = kill_process_group(group, signal);
+            for child in children {
+                let _ = kill_process(child, signal);
+            }
         }
     }
 
@@ -179,6 +184,25 @@ fn began(id: i32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// The processes that one has started.
+fn children(id: i32) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let parent = |stat: &str| -> Option<i32> {
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        fields.nth(1)?.parse().ok()
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let child: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            (parent(&stat)? == id).then(|| Pid::from_raw(child))?
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -78,12 +78,12 @@ pub(super) async fn end(stage: &mut Stage, hanging: Hanging) -> anyhow::Result<(
     Ok(())
 }
 
-/// A pod that is stopped in its tracks: the broker gives its work to another, and it begins nothing of it once it goes on.
+/// A pod that is stopped in its tracks, with messages of its own on their way to it: the broker gives its work to another, and it begins nothing of it once it goes on.
 pub(super) async fn stopped(stage: &mut Stage) -> anyhow::Result<()> {
     let mut pod = stage.cluster.pod("mail-b", MAIL).await?;
     let mut sent = stage
         .story
-        .send(&stage.gateway.api, "note-mail", 100)
+        .send(&stage.gateway.api, "code-mail", 100)
         .await?;
     pod.signal(Signal::STOP);
     let begin = Instant::now();
@@ -91,7 +91,7 @@ pub(super) async fn stopped(stage: &mut Stage) -> anyhow::Result<()> {
     sent.extend(
         stage
             .story
-            .send(&stage.gateway.api, "note-mail", 100)
+            .send(&stage.gateway.api, "code-mail", 100)
             .await?,
     );
     stage.story.arrive(&sent, MOVED_ON).await?;
@@ -107,7 +107,7 @@ pub(super) async fn stopped(stage: &mut Stage) -> anyhow::Result<()> {
     .await?;
     let more = stage
         .story
-        .send(&stage.gateway.api, "note-mail", 50)
+        .send(&stage.gateway.api, "code-mail", 50)
         .await?;
     stage.story.arrive(&more, MOVED_ON).await?;
     super::witness::counts(&pod.probes, "herald_broker_errors_total").await?;

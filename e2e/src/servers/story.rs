@@ -171,14 +171,16 @@ pub(super) async fn refused(answer: Response) -> anyhow::Result<String> {
     let after = answer.headers().get("retry-after").cloned();
     let kind = answer.headers().get("content-type").cloned();
     let body = answer.text().await.unwrap_or_default();
+    // Enough of what was not expected.
+    let shown: String = body.chars().take(500).collect();
     ensure!(
         status == StatusCode::SERVICE_UNAVAILABLE,
-        "answered {status} instead of 503: {body}"
+        "answered {status} instead of 503: {shown}"
     );
-    ensure!(after.is_some(), "503 without Retry-After: {body}");
+    ensure!(after.is_some(), "503 without Retry-After: {shown}");
     ensure!(
         kind.is_some_and(|kind| kind == "application/problem+json"),
-        "503 without problem details: {body}"
+        "503 without problem details: {shown}"
     );
     let problem: Value = serde_json::from_str(&body).context("the problem is no JSON")?;
     let kind = problem["type"].as_str().unwrap_or_default();
