@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::cluster::load::{self, Load};
@@ -74,9 +74,12 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     let load = Load::start(&apis, CHANNELS, SINGLES, over);
     tokio::time::sleep(phase).await;
     let grow = Timestamp::now();
-    for k in 1..PODS {
-        pods.push(cluster.pod(&format!("mail-{k}"), CHANNELS[0]).await?);
-    }
+    let (two, three, four) = tokio::try_join!(
+        cluster.pod("mail-1", CHANNELS[0]),
+        cluster.pod("mail-2", CHANNELS[0]),
+        cluster.pod("mail-3", CHANNELS[0]),
+    )?;
+    pods.extend([two, three, four]);
     let grown = Timestamp::now();
     say(&format!("{} pods", pods.len()));
     tokio::time::sleep(SETTLE + phase).await;
@@ -104,8 +107,16 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     let share = inverted as f64 / lower.max(1) as f64;
     let pauses = [("1 → 4", grow, grown), ("4 → 1", shrink, shrunk)]
         .map(|(name, from, to)| (name, pause(&all, from, to + SignedDuration::from_secs(5))));
-    let shared = shared(&all, grown, shrink).context("four pods never shared the rate")?;
-    let alone = alone(&all, shrunk).context("the last pod never had the whole rate")?;
+    let shared = shared(&all, grown, shrink);
+    let alone = alone(&all, shrunk);
+    // A machine that is busy shares late, and the small size does not wait for it.
+    ensure!(
+        options.small || shared.is_some() && alone.is_some(),
+        "the rate was never shared by four pods, or never one pod's again"
+    );
+    let seconds = |seconds: Option<f64>| {
+        seconds.map_or("not within the time".to_owned(), |s| format!("{s:.1} s"))
+    };
     println!();
     let row = |name: &str, value: String| println!("{name:<58} {value:>16}");
     row("deliveries expected", expected.to_string());
@@ -118,11 +129,11 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     }
     row(
         "until four pods share the rate, since the last was ready",
-        format!("{shared:.1} s"),
+        seconds(shared),
     );
     row(
         "until one has all of it, since the last ended",
-        format!("{alone:.1} s"),
+        seconds(alone),
     );
     row(
         "lower classes sent while a higher waited in another pod",
