@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use herald_crds::Priority;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -14,12 +14,15 @@ use crate::bench::http::Client;
 use crate::bench::report::{Section, milliseconds, per_second, percentile};
 use crate::bench::{Options, process};
 use crate::cluster::{Channel, NAMESPACE};
-use crate::server::KEY;
+use crate::server::Api;
 
 const CHANNELS: &[Channel] = &[channel("mail", None), RAW];
 
 /// Connections, each with one request at a time.
 const CONNECTIONS: usize = 64;
+
+/// Senders. Each may send 5,000 notifications a second, so one alone would measure that limit.
+const SENDERS: usize = 16;
 
 /// Notifications in one request of a batch.
 const BATCH: usize = 100;
@@ -51,11 +54,12 @@ pub async fn measure(options: &Options) -> Result<Section> {
         let address = SocketAddr::from(([127, 0, 0, 1], gateway.port()));
         let process = gateway.process()?;
         let time = Duration::from_millis(options.scaled(10_000, 1_000) as u64);
-        load(address, time / 5, 1).await?;
+        let keys = keys(&gateway.api).await?;
+        load(address, &keys, time / 5, 1).await?;
         let how = if sync { "synced" } else { "not synced" };
         for (what, in_each, share) in [("one by one", 1, 0.2), ("in batches of 100", BATCH, 1.0)] {
             let busy = process::processor_time(process)?;
-            let (rate, mut took) = load(address, time, in_each).await?;
+            let (rate, mut took) = load(address, &keys, time, in_each).await?;
             let busy = process::processor_time(process)? - busy;
             took.sort_by(f64::total_cmp);
             let each = busy / (rate * time.as_secs_f64());
@@ -84,8 +88,26 @@ pub async fn measure(options: &Options) -> Result<Section> {
     Ok(section)
 }
 
+/// Makes the senders known; their keys.
+async fn keys(api: &Api) -> Result<Vec<String>> {
+    let mut keys = Vec::with_capacity(SENDERS);
+    for sender in 0..SENDERS {
+        let new = json!({"name": format!("sender-{sender}"), "scopes": ["*"]});
+        let answer = api.post("/v1/keys").json(&new).send().await?;
+        let made: Value = answer.error_for_status()?.json().await?;
+        let key = made["key"].as_str().context("a key that is not shown")?;
+        keys.push(key.to_owned());
+    }
+    Ok(keys)
+}
+
 /// Accepted per second, and what each answer took in milliseconds.
-async fn load(address: SocketAddr, time: Duration, in_each: usize) -> Result<(f64, Vec<f64>)> {
+async fn load(
+    address: SocketAddr,
+    keys: &[String],
+    time: Duration,
+    in_each: usize,
+) -> Result<(f64, Vec<f64>)> {
     let send_at = Timestamp::now() + Duration::from_hours(300 * 24);
     let one = json!({
         "template": "note-mail",
@@ -102,10 +124,11 @@ async fn load(address: SocketAddr, time: Duration, in_each: usize) -> Result<(f6
     let body: Arc<[u8]> = body.to_string().into_bytes().into();
     let began = Instant::now();
     let mut tasks = Vec::with_capacity(CONNECTIONS);
-    for _ in 0..CONNECTIONS {
+    for connection in 0..CONNECTIONS {
         let (path, body) = (path.clone(), Arc::clone(&body));
+        let key = keys[connection % keys.len()].clone();
         tasks.push(tokio::spawn(async move {
-            let mut client = Client::connect(address, KEY).await?;
+            let mut client = Client::connect(address, &key).await?;
             let mut took = Vec::with_capacity(8_192);
             let mut limited = 0;
             while began.elapsed() < time {
@@ -145,5 +168,5 @@ async fn load(address: SocketAddr, time: Duration, in_each: usize) -> Result<(f6
 fn accepted(body: &[u8]) -> Result<usize> {
     let answer: Value = serde_json::from_slice(body)?;
     let results = answer["results"].as_array().map_or(&[][..], Vec::as_slice);
-    Ok(results.iter().filter(|one| one["id"].is_string()).count())
+    Ok(results.iter().filter(|one| one["status"] == 202).count())
 }
