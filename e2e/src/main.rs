@@ -18,6 +18,7 @@ mod servers;
 mod showcase;
 mod sinks;
 mod soak;
+mod took;
 
 /// Herald against the real world.
 #[derive(Debug, Parser)]

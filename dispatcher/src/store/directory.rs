@@ -1,9 +1,10 @@
 //! What changes with people, and how it is read: pure.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::columns::{corrupt, json, timestamp};
-use super::{Recipient, ScheduleRecord, StoreError};
+use super::{Member, Recipient, ScheduleRecord, StoreError};
 use crate::id::{NotificationId, order};
 
 /// A label with more people than this is looked for person by person, in the order of ids; one with fewer is sorted.
@@ -172,6 +173,19 @@ fn addresses(recipient: &Recipient) -> impl Iterator<Item = &str> {
 
 pub(super) fn parse(text: &str) -> Result<Recipient, StoreError> {
     serde_json::from_str(text).map_err(|error| corrupt("recipients.recipient", &error))
+}
+
+/// A member from its row: an id, and who that is, if the directory knows. Who cannot be read is as good as unknown.
+pub(super) fn member((id, recipient): (String, Option<String>)) -> Member {
+    let recipient = recipient.and_then(|text| {
+        parse(&text)
+            .inspect_err(|error| tracing::error!(%error, "a recipient cannot be read"))
+            .ok()
+    });
+    Member {
+        id: Arc::from(id),
+        recipient: recipient.map(Arc::new),
+    }
 }
 
 /// Ids with their place in the order of members, each once, as a statement's rows.

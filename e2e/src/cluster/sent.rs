@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -55,17 +54,6 @@ pub fn count(folder: &Path) -> anyhow::Result<usize> {
         count += text.split(|byte| *byte == b'\n').count() - 1;
     }
     Ok(count)
-}
-
-/// Half of them took at most, and 99 of a hundred.
-pub fn percentiles(took: &mut [Duration]) -> String {
-    took.sort_unstable();
-    let at = |share: f64| {
-        let index = (took.len() as f64 * share) as usize;
-        let at = took.get(index.min(took.len().saturating_sub(1)));
-        at.copied().unwrap_or_default().as_secs_f64()
-    };
-    format!("{:.3} / {:.3} s", at(0.5), at(0.99))
 }
 
 fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -9,6 +9,7 @@ use super::clients::Sent;
 use super::workload::{Expected, Planned, Via, Workload};
 use super::{Delivery, Shown, WINDOW};
 use crate::sinks::{Copies, Copy, Events};
+use crate::took::percentiles;
 
 /// What a sink may still have read from its sockets after the sender was killed.
 const BUFFERED: Duration = Duration::from_millis(250);
@@ -278,16 +279,6 @@ fn rows(
         }
     }
     rows
-}
-
-fn percentiles(took: &mut [Duration]) -> String {
-    took.sort_unstable();
-    let at = |share: f64| {
-        let index = (took.len() as f64 * share) as usize;
-        let at = took.get(index.min(took.len().saturating_sub(1)));
-        at.copied().unwrap_or_default().as_secs_f64()
-    };
-    format!("{:.3} / {:.3} s", at(0.5), at(0.99))
 }
 
 impl Found {

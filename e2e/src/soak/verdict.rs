@@ -8,8 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::faults::{Faults, Victim};
 use crate::cluster::load::Accepted;
-use crate::cluster::sent::{self, Sent};
+use crate::cluster::sent::Sent;
 use crate::cluster::{Channel, NAMESPACE};
+use crate::took::percentiles;
 
 /// How long after a fault what it held up is still counted with it.
 const AFTER: SignedDuration = SignedDuration::from_secs(10);
@@ -160,15 +161,15 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     }
     rows.push((
         "critical, accepted to sent, quiet: p50 / p99".to_owned(),
-        sent::percentiles(&mut quiet),
+        percentiles(&mut quiet),
     ));
     rows.push((
         "the same around faults".to_owned(),
-        sent::percentiles(&mut faulty),
+        percentiles(&mut faulty),
     ));
     rows.push((
         "accepting, faults included: p50 / p99".to_owned(),
-        sent::percentiles(&mut accepted.took.clone()),
+        percentiles(&mut accepted.took.clone()),
     ));
     for (what, count) in &accepted.repeated {
         rows.push((format!("requests repeated: {what}"), count.to_string()));

@@ -1,13 +1,11 @@
 //! Who is meant: members of a directory, and which addresses get nothing (more).
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
 use super::{PostgresStore, clean, failed, millis};
 use crate::id::{self, NotificationId};
 use crate::message::Suppression;
-use crate::store::directory::parse;
+use crate::store::directory::member;
 use crate::store::{Directory, Member, StoreError};
 
 impl PostgresStore {
@@ -65,18 +63,7 @@ impl PostgresStore {
             }
         }
         .map_err(failed)?;
-        let members = rows.into_iter().map(|(id, recipient)| {
-            let recipient = recipient.and_then(|text| {
-                parse(&text)
-                    .inspect_err(|error| tracing::error!(%error, "a recipient cannot be read"))
-                    .ok()
-            });
-            Member {
-                id: Arc::from(id),
-                recipient: recipient.map(Arc::new),
-            }
-        });
-        Ok(members.collect())
+        Ok(rows.into_iter().map(member).collect())
     }
 
     /// See [`PlanStore::count_members`](crate::store::PlanStore::count_members).

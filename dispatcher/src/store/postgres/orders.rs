@@ -39,6 +39,23 @@ impl Order {
 pub(super) type Open = (i64, i32, Vec<u8>);
 
 impl PostgresStore {
+    /// Notifications of a template that have not ended, after that number, some of them.
+    pub(super) async fn open_of_template(
+        &self,
+        namespace: &str,
+        template: &str,
+        after: i64,
+    ) -> Result<Vec<Open>, StoreError> {
+        sqlx::query_as(OPEN_OF_TEMPLATE)
+            .bind(namespace)
+            .bind(template)
+            .bind(after)
+            .bind(SWEEP)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)
+    }
+
     /// Cancels notifications: first that they are resolved no further, then what waits of them.
     pub(super) async fn cancel_all(&self, of: Vec<Open>, now: i64) -> Result<Recalled, StoreError> {
         if of.is_empty() {

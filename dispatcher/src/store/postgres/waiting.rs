@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use herald_crds::Priority;
 use jiff::Timestamp;
 
-use super::orders::{LATE, OPEN, OPEN_OF_TEMPLATE, Open, Order, SWEEP, note};
+use super::orders::{LATE, OPEN, Open, Order, SWEEP, note};
 use super::{PostgresStore, by_keys, failed, json, millis, priority, state, timestamp};
 use crate::id::NotificationId;
 use crate::store::tally::Tally;
@@ -128,14 +128,7 @@ impl WaitingStore for PostgresStore {
         let mut concerned = BTreeSet::new();
         let mut after = 0;
         loop {
-            let open: Vec<Open> = sqlx::query_as(OPEN_OF_TEMPLATE)
-                .bind(namespace)
-                .bind(template)
-                .bind(after)
-                .bind(SWEEP)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed)?;
+            let open = self.open_of_template(namespace, template, after).await?;
             let Some((last, ..)) = open.last() else {
                 break;
             };
@@ -197,14 +190,7 @@ impl WaitingStore for PostgresStore {
         let mut recalled = Recalled::default();
         let mut after = 0;
         loop {
-            let open: Vec<Open> = sqlx::query_as(OPEN_OF_TEMPLATE)
-                .bind(namespace)
-                .bind(template)
-                .bind(after)
-                .bind(SWEEP)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed)?;
+            let open = self.open_of_template(namespace, template, after).await?;
             let Some((last, ..)) = open.last() else {
                 return Ok(recalled);
             };

@@ -1,6 +1,5 @@
 //! Who is meant: members of a directory, and which addresses get nothing (more).
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
@@ -8,7 +7,8 @@ use jiff::Timestamp;
 use super::{SqliteStore, failed, json, millis};
 use crate::id::{self, NotificationId};
 use crate::message::Suppression;
-use crate::store::{Directory, Member, Recipient, StoreError};
+use crate::store::directory::member;
+use crate::store::{Directory, Member, StoreError};
 
 /// By the directory: whoever has the address now, and of each the few deliveries of this notification, whose ids begin with
 /// four bytes of the notification's and then those of `id::order`.
@@ -106,18 +106,7 @@ impl SqliteStore {
             }
         }
         .map_err(failed)?;
-        let members = rows.into_iter().map(|(id, recipient)| {
-            let recipient = recipient.and_then(|text| {
-                serde_json::from_str::<Recipient>(&text)
-                    .inspect_err(|error| tracing::error!(%error, "a recipient cannot be read"))
-                    .ok()
-            });
-            Member {
-                id: Arc::from(id),
-                recipient: recipient.map(Arc::new),
-            }
-        });
-        Ok(members.collect())
+        Ok(rows.into_iter().map(member).collect())
     }
 
     /// See [`PlanStore::count_members`](crate::store::PlanStore::count_members).
