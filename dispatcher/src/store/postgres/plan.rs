@@ -94,7 +94,9 @@ impl PlanStore for PostgresStore {
     }
 
     async fn next_unresolved(&self) -> Result<Option<Timestamp>, StoreError> {
+        // Planned anew each time: a plan made while the table was empty is kept until its next ANALYZE, and reads all.
         let at: Option<i64> = sqlx::query_scalar(NEXT_UNRESOLVED)
+            .persistent(false)
             .fetch_one(&self.pool)
             .await
             .map_err(failed)?;
