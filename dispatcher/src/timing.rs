@@ -14,7 +14,7 @@ pub struct Timing {
     /// Delays of the longer retries, which are rows; the last one repeats. 5 minutes and 1 hour.
     pub returns: [Duration; 2],
     /// How much work may be out for a channel and class. 9 s: what it takes to accept, plan, release and send one more
-    /// then still ends within 10 s.
+    /// then still ends within 10 s. [`Duration::MAX`]: as much as there is, whatever becomes of it.
     pub pace: Duration,
     /// How often a deliver pod tells how it is. 1 s.
     pub tick: Duration,

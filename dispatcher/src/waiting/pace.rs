@@ -13,13 +13,16 @@ pub const CHUNK: usize = 500;
 ///
 /// At most `max(one delivery, pace × min(rate limit, drain))` may be out, beginning at one bundle: `drain` is what was
 /// settled per second while something was out, `None` if nothing was yet. 0: not now. What is worth less than half a
-/// bundle is left until it is worth a message.
+/// bundle is left until it is worth a message. With a pace of [`Duration::MAX`] nothing is held back.
 pub fn allowance(
     out: usize,
     drain: Option<f64>,
     rate: Option<&RateLimit>,
     pace: Duration,
 ) -> usize {
+    if pace == Duration::MAX {
+        return CHUNK;
+    }
     let bundle = bundle::most(rate);
     let pace = pace.as_secs_f64();
     let per_second = rate.map_or(f64::INFINITY, RateLimit::per_second);
@@ -59,6 +62,15 @@ mod tests {
         assert_eq!(allowance(97, Some(1e6), Some(&rate(10, 1)), PACE), 3);
         assert_eq!(allowance(0, Some(1e6), Some(&rate(1, 3600)), PACE), 1);
         assert_eq!(allowance(1, Some(1e6), Some(&rate(1, 3600)), PACE), 0);
+    }
+
+    #[test]
+    fn with_the_pace_lifted_a_chunk_goes_out_whatever_is_out() {
+        let slow = rate(1, 3600);
+        assert_eq!(
+            allowance(1_000_000, None, Some(&slow), Duration::MAX),
+            CHUNK
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ use clap::Args;
 use self::report::Section;
 
 /// The sections, in the order of the page.
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 11] = [
     "accept",
     "million",
     "window",
@@ -32,8 +32,10 @@ const SECTIONS: [&str; 9] = [
     "mail",
     "idle",
     "gateway",
+    "fanout",
     "deliver",
     "flood",
+    "memory",
 ];
 
 /// Recipients of the large group.
@@ -42,7 +44,7 @@ const MILLION: usize = 1_000_000;
 /// What the benchmark can be told.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Takes only these sections: accept, million, window, meanwhile, mail, idle; on Pulsar: gateway, deliver, flood.
+    /// Takes only these sections: accept, million, window, meanwhile, mail, idle; on Pulsar: gateway, fanout, deliver, flood, memory.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Recipients of the large group; with fewer than 1,000,000 all sizes shrink and no page is written.
@@ -108,9 +110,13 @@ pub async fn run(options: Options) -> Result<()> {
             #[cfg(feature = "pulsar")]
             "gateway" => Box::pin(cluster::gateway::measure(&options)).await,
             #[cfg(feature = "pulsar")]
+            "fanout" => Box::pin(cluster::fanout::measure(&options)).await,
+            #[cfg(feature = "pulsar")]
             "deliver" => Box::pin(cluster::deliver::measure(&options)).await,
             #[cfg(feature = "pulsar")]
             "flood" => Box::pin(cluster::flood::measure(&options)).await,
+            #[cfg(feature = "pulsar")]
+            "memory" => Box::pin(cluster::memory::measure(&options)).await,
             _ => anyhow::bail!("this program was built without the feature pulsar"),
         };
         let section = section.with_context(|| format!("section {name}"))?;

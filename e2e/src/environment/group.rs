@@ -133,6 +133,12 @@ impl Kept {
         Ok(())
     }
 
+    /// The leader's process id; `None`: it was never started.
+    pub fn process(&self) -> Option<u32> {
+        let group = self.group.as_ref()?;
+        u32::try_from(group.id).ok()
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
         if let Some(group) = &mut self.group {

@@ -178,6 +178,11 @@ impl Pulsar {
         self.signal(Signal::CONT);
     }
 
+    /// The process that leads it; `None`: it was given.
+    pub fn process(&self) -> Option<u32> {
+        self.server.as_ref()?.kept.process()
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(server) = &self.server {
             server.kept.signal(signal);

@@ -1,11 +1,14 @@
 //! The roles of a cluster, over Pulsar and PostgreSQL on this machine, beside Pulsar's client alone.
 //!
 //! - [`gateway`]: accepting. [`deliver`]: a pod, from bundles and from single deliveries. [`flood`]: what is critical, while
-//!   something else comes ten times as fast as it goes.
+//!   something else comes ten times as fast as it goes. [`fanout`]: one notification to a million, from rows to the broker.
+//!   [`memory`]: what is resident under a load that goes on, and while a million wait.
 
 pub mod deliver;
+pub mod fanout;
 pub mod flood;
 pub mod gateway;
+pub mod memory;
 
 use std::sync::Arc;
 use std::time::Duration;
