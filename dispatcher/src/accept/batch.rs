@@ -1,7 +1,7 @@
 //! Group commit: requests of one class that arrive while the broker is busy share a message.
 //!
 //! Where a topic has partitions, repeats of a request have to meet in the gateway that has the partition: so requests are
-//! grouped by their ids, and each group's message has the group for its key.
+//! grouped by their ids, and each group goes to the partition of its key. Groups with the same partition share a message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +32,11 @@ const QUEUED: usize = 8192;
 
 /// KiB of requests, all classes together, that may be held.
 const HELD_KIB: usize = 64 * 1024;
+
+/// The groups of ids: most partitions of a topic that are all made use of.
+const KEYS: [&str; 16] = [
+    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15",
+];
 
 /// One accepted request on its way to the broker.
 pub(super) struct Item {
@@ -180,24 +185,25 @@ impl Batch {
         self.queued.push(queued);
     }
 
-    /// The messages that it makes: one for each group of ids, of so many groups.
-    fn messages(&self, groups: u8) -> Vec<Outgoing> {
-        let mut grouped: BTreeMap<u8, Outbound<'_>> = BTreeMap::new();
+    /// The messages that it makes: one for each place, which `place` gives for a group's key.
+    fn messages(&self, place: impl Fn(&str) -> Option<u64>) -> Vec<Outgoing> {
+        let mut grouped: BTreeMap<Option<u64>, (&str, Outbound<'_>)> = BTreeMap::new();
         for Queued { item, .. } in &self.queued {
             // The last byte of a hash, or of a random number: as good as any other.
             let byte = item.accepted.id.as_bytes().last().copied();
-            let group = byte.unwrap_or_default() % groups.max(1);
-            let outbound = grouped.entry(group).or_default();
+            let key = KEYS[usize::from(byte.unwrap_or_default()) % KEYS.len()];
+            let (_, outbound) = grouped
+                .entry(place(key))
+                .or_insert_with(|| (key, Outbound::default()));
             let definitions = item.definitions.iter();
             outbound
                 .definitions
                 .extend(definitions.map(|(hash, packed)| (hash, packed)));
             outbound.requests.push(&*item.request);
         }
-        let key = |group: u8| (groups > 1).then(|| Arc::from(group.to_string()));
-        let messages = grouped.iter().map(|(group, outbound)| Outgoing {
+        let messages = grouped.iter().map(|(place, (key, outbound))| Outgoing {
             payload: message::encode(outbound),
-            key: key(*group),
+            key: place.map(|_| Arc::from(*key)),
             deliver_at: None,
         });
         messages.collect()
@@ -219,7 +225,7 @@ struct Publisher {
 
 impl Publisher {
     async fn publish(&self, batch: Batch) {
-        let messages = batch.messages(self.broker.key_groups());
+        let messages = batch.messages(|key| self.broker.place(&self.topic, key));
         let answer = match self.broker.publish(&self.topic, messages).await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -372,29 +378,26 @@ mod tests {
                 _held: held,
             });
         }
-        let mut keys: BTreeMap<String, Arc<str>> = BTreeMap::new();
+        let place = |key: &str| key.parse::<u64>().ok().map(|key| key % 4);
+        let mut places: BTreeMap<String, Option<u64>> = BTreeMap::new();
         let mut seen = Vec::new();
-        for message in batch.messages(16) {
-            let key = message.key.unwrap();
+        let messages = batch.messages(place);
+        assert_eq!(messages.len(), 4);
+        for message in messages {
+            let place = place(&message.key.unwrap());
             let body: serde_json::Value = message::decode(&message.payload).unwrap();
             assert_eq!(body["definitions"].as_object().unwrap().len(), 1);
             for request in body["requests"].as_array().unwrap() {
                 let id = request.as_str().unwrap().to_owned();
-                let before = keys.insert(id.clone(), Arc::clone(&key));
-                assert!(before.is_none_or(|before| before == key), "{id}");
+                let before = places.insert(id.clone(), place);
+                assert!(before.is_none_or(|before| before == place), "{id}");
                 seen.push(id);
             }
         }
         ids.sort();
         seen.sort();
         assert_eq!(seen, ids);
-        assert!(
-            keys.values()
-                .collect::<std::collections::BTreeSet<_>>()
-                .len()
-                > 8
-        );
-        let [single] = &batch.messages(1)[..] else {
+        let [single] = &batch.messages(|_| None)[..] else {
             panic!("one sequence needs one message");
         };
         assert_eq!(single.key, None);

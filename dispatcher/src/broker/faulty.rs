@@ -172,8 +172,8 @@ impl<B: Broker> Broker for FaultyBroker<B> {
         }))
     }
 
-    fn key_groups(&self) -> u8 {
-        self.shared.broker.key_groups()
+    fn place(&self, topic: &Topic, key: &str) -> Option<u64> {
+        self.shared.broker.place(topic, key)
     }
 
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError> {

@@ -145,10 +145,11 @@ pub trait Broker: Send + Sync + 'static {
     /// On an error some may be durable all the same. If the future is dropped the messages may still be published.
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError>;
 
-    /// How many groups of messages, by key, are worth telling apart: those of one key stay together, others may share
-    /// the work. 1 where a topic is a single sequence.
-    fn key_groups(&self) -> u8 {
-        1
+    /// Where among a topic's partitions messages with this key go: what has the same place may share a message. `None`
+    /// where a topic is a single sequence. Another answer once a topic has grown.
+    fn place(&self, topic: &Topic, key: &str) -> Option<u64> {
+        let _ = (topic, key);
+        None
     }
 
     /// Consumes a topic's subscription. Messages that another consumer held and did not acknowledge come again once

@@ -132,6 +132,14 @@ impl PulsarBroker {
         }
     }
 
+    fn producers(&self, topic: &Topic) -> &Producers {
+        if is_critical(topic) {
+            &self.critical_producers
+        } else {
+            &self.producers
+        }
+    }
+
     /// Where it is, and in which tenant.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -148,22 +156,14 @@ fn is_critical(topic: &Topic) -> bool {
     )
 }
 
-/// Most partitions of a topic of requests that are all made use of.
-const KEY_GROUPS: u8 = 16;
-
 #[async_trait]
 impl Broker for PulsarBroker {
-    fn key_groups(&self) -> u8 {
-        KEY_GROUPS
+    fn place(&self, topic: &Topic, key: &str) -> Option<u64> {
+        Some(self.producers(topic).place(topic, key))
     }
 
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
-        let producers = if is_critical(topic) {
-            &self.critical_producers
-        } else {
-            &self.producers
-        };
-        producers.publish(topic, messages).await
+        self.producers(topic).publish(topic, messages).await
     }
 
     async fn subscribe(

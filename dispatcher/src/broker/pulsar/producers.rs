@@ -1,6 +1,7 @@
 //! Producers: many receipts in flight, in order, partitions by the key's hash.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 pub(super) struct Producers {
     connection: Arc<Connection>,
     /// As many as there are topics, which the operator bounds.
-    topics: Mutex<HashMap<Topic, Arc<tokio::sync::Mutex<Slot>>>>,
+    topics: Mutex<HashMap<Topic, Arc<Outlet>>>,
+}
+
+/// One topic.
+#[derive(Default)]
+struct Outlet {
+    /// How many partitions it had when it was last looked; 0: it is not known yet.
+    known: AtomicU64,
+    slot: Arc<tokio::sync::Mutex<Slot>>,
 }
 
 /// The producers of one topic.
@@ -43,24 +52,40 @@ impl Producers {
         }
     }
 
+    fn outlet(&self, topic: &Topic) -> Arc<Outlet> {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outlet) = topics.get(topic) {
+            return Arc::clone(outlet);
+        }
+        Arc::clone(topics.entry(topic.clone()).or_default())
+    }
+
+    /// The partition for a key; as long as the partitions are not known, each key has a place of its own.
+    pub(super) fn place(&self, topic: &Topic, key: &str) -> u64 {
+        match self.outlet(topic).known.load(Ordering::Relaxed) {
+            0 => hash(key),
+            known => hash(key) % known,
+        }
+    }
+
     /// Publishes, and returns with all receipts. Any number of calls at once.
     pub(super) async fn publish(
         &self,
         topic: &Topic,
         messages: Vec<Outgoing>,
     ) -> Result<(), BrokerError> {
-        let slot = {
-            let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(topics.entry(topic.clone()).or_default())
-        };
+        let outlet = self.outlet(topic);
+        let slot = &outlet.slot;
         let failed = |trouble: Trouble| trouble.publishing(self.connection.settings(), topic);
 
-        let mut turn = Arc::clone(&slot).lock_owned().await;
+        let mut turn = Arc::clone(slot).lock_owned().await;
         if turn.partitions.is_empty() {
             turn = self.open(topic, turn).await.map_err(failed)?;
+            let known = turn.partitions.len() as u64;
+            outlet.known.store(known, Ordering::Relaxed);
         } else if turn.looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN) {
             turn.looked = Some(Instant::now());
-            self.look_for_more(topic, Arc::clone(&slot), turn.partitions.len());
+            self.look_for_more(topic, Arc::clone(slot), turn.partitions.len());
         }
         let generation = turn.generation;
         let mut receipts = Vec::with_capacity(messages.len());
