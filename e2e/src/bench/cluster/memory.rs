@@ -1,12 +1,13 @@
 //! What is resident: under a load that goes on, and while few or very many wait.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::channel;
@@ -57,30 +58,7 @@ pub async fn measure(options: &Options) -> Result<Section> {
     let rate = options.scaled(RATE, 100);
     let many = options.size;
     let folder = tempfile::tempdir_in(crate::bench::place()?)?;
-    let mut templates = load::templates(CHANNELS);
-    templates.push_str(&format!(
-        "---\n\
-         apiVersion: herald.dev/v1alpha1\n\
-         kind: RecipientGroup\n\
-         metadata: {{name: {FEW}, namespace: {NAMESPACE}}}\n\
-         spec: {{managed: true}}\n"
-    ));
-    let setup = Setup {
-        channels: CHANNELS,
-        templates,
-        horizon,
-        window: 64,
-        sync: true,
-        broker: Vec::new(),
-    };
-    let cluster = Cluster::start(setup, folder.path()).await?;
-    // Not by the gateway that is measured: what an import took it may keep.
-    let mut other = cluster.gateway("import").await?;
-    cluster.import(&other.api, GROUP, many).await?;
-    cluster
-        .import(&other.api, FEW, FEW_PEOPLE.min(many))
-        .await?;
-    other.end(PATIENCE).await?;
+    let cluster = start(folder.path(), horizon, many).await?;
     let gateway = cluster.gateway("gateway").await?;
     let pod = cluster.pod("mail", CHANNELS[0]).await?;
     let slow = cluster.pod("slow", CHANNELS[1]).await?;
@@ -128,8 +106,7 @@ pub async fn measure(options: &Options) -> Result<Section> {
 
     wait_for(&cluster, &gateway, FEW, FEW_PEOPLE.min(many)).await?;
     let few = resident(&processes, part).await?;
-    let planning = wait_for(&cluster, &gateway, GROUP, many);
-    let (took, most) = planning.await?;
+    let (took, most) = wait_for(&cluster, &gateway, GROUP, many).await?;
     section.told(
         &format!(
             "gateway: the most while {} are planned",
@@ -155,6 +132,34 @@ pub async fn measure(options: &Options) -> Result<Section> {
     }
     load.stop().await?;
     Ok(section)
+}
+
+/// The servers, and everybody in the directory.
+async fn start(folder: &Path, horizon: Duration, many: usize) -> Result<Cluster> {
+    let few = format!(
+        "---\n\
+         apiVersion: herald.dev/v1alpha1\n\
+         kind: RecipientGroup\n\
+         metadata: {{name: {FEW}, namespace: {NAMESPACE}}}\n\
+         spec: {{managed: true}}\n"
+    );
+    let setup = Setup {
+        channels: CHANNELS,
+        templates: load::templates(CHANNELS) + &few,
+        horizon,
+        window: 64,
+        sync: true,
+        broker: Vec::new(),
+    };
+    let cluster = Cluster::start(setup, folder).await?;
+    // Not by the gateway that is measured: what an import took it may keep.
+    let mut other = cluster.gateway("import").await?;
+    cluster.import(&other.api, GROUP, many).await?;
+    cluster
+        .import(&other.api, FEW, FEW_PEOPLE.min(many))
+        .await?;
+    other.end(PATIENCE).await?;
+    Ok(cluster)
 }
 
 /// The median of what each process has in memory, over so long.
@@ -190,8 +195,8 @@ async fn wait_for(
     let path = format!("/v1/namespaces/{NAMESPACE}/notifications");
     let answer = gateway.api.post(&path).json(&body).send().await?;
     let status = answer.status();
-    ensure!(status.as_u16() == 202, "{} was answered {status}", body);
-    let accepted: serde_json::Value = answer.json().await?;
+    ensure!(status.as_u16() == 202, "{body} was answered {status}");
+    let accepted: Value = answer.json().await?;
     let id = accepted["id"]
         .as_str()
         .context("a notification without id")?;
@@ -208,9 +213,9 @@ async fn wait_for(
             ensure!(at.elapsed() < PATIENCE, "{id} is not there");
             continue;
         }
-        let shown: serde_json::Value = answer.json().await?;
+        let shown: Value = answer.json().await?;
         let counts = shown["counts"].as_object();
-        let now = counts.map_or(0, |counts| counts.values().filter_map(|n| n.as_u64()).sum());
+        let now = counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum());
         if now > written {
             (written, at) = (now, Instant::now());
         }
@@ -243,7 +248,7 @@ impl Load {
                 let path = format!("/v1/namespaces/{NAMESPACE}/notifications");
                 for number in 0_usize.. {
                     due.tick().await;
-                    let kind = if number % 4 == 0 { "code" } else { "note" };
+                    let kind = if number.is_multiple_of(4) { "code" } else { "note" };
                     let body = json!({
                         "template": format!("{kind}-mail"),
                         "recipients": [{"address": {"email": format!("n{connection}-{number}@single.example")}}],
