@@ -2,11 +2,53 @@
 //! notifications nor one's own million stands before a message to one.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use crate::store::Turn;
+use crate::store::{Places, Turn};
 
 /// Namespaces of which a channel's class remembers whose turn it was. Beyond, those of the last chunk are remembered.
 const PLACES: usize = 1_024;
+
+/// Of a notification that gives fewer rows to a chunk it is not worth knowing how far it has come.
+const WORTH: usize = 20;
+
+/// For so long looking goes on where it ended. Then it begins anew: what came back and is due for longer waits no longer.
+const KEPT: Duration = Duration::from_secs(5);
+
+impl Places {
+    /// These, unless they were kept for long enough.
+    pub(super) fn current(&self) -> Self {
+        let is_current = self.since.is_some_and(|since| since.elapsed() < KEPT);
+        if is_current {
+            self.clone()
+        } else {
+            Self::default()
+        }
+    }
+
+    /// Where to go on with a notification; `None`: from the start.
+    pub(super) fn of(&self, head: &Head) -> Option<&(i64, Vec<u8>)> {
+        self.rows.get(&(head.namespace, head.notification))
+    }
+
+    /// Notes what came last of a notification that may have more.
+    pub(super) fn note(&mut self, head: &Head, due: i64, id: &[u8]) {
+        let of = (head.namespace, head.notification);
+        if head.taken < WORTH && !self.rows.contains_key(&of) {
+            return;
+        }
+        if self.rows.len() >= PLACES {
+            self.rows.clear();
+        }
+        self.since.get_or_insert_with(Instant::now);
+        self.rows.insert(of, (due, id.to_owned()));
+    }
+
+    /// A notification has no more, or none after its place.
+    pub(super) fn forget(&mut self, head: &Head) {
+        self.rows.remove(&(head.namespace, head.notification));
+    }
+}
 
 /// A notification that has rows to release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +149,27 @@ mod tests {
         heads[0].open = false;
         assert_eq!(shares(&heads, 7), [0, 4, 2, 1]);
         assert_eq!(shares(&[], 7), [0; 0]);
+    }
+
+    #[test]
+    fn a_large_notification_has_a_place_until_it_has_no_more() {
+        let mut heads = heads(&[(1, 5), (1, 6)]);
+        heads[0].taken = WORTH;
+        heads[1].taken = WORTH - 1;
+        let mut places = Places::default();
+        for head in &heads {
+            places.note(head, 7, b"id");
+        }
+        assert_eq!(places.of(&heads[0]), Some(&(7, b"id".to_vec())));
+        assert_eq!(places.of(&heads[1]), None);
+        heads[0].taken = 1;
+        places.note(&heads[0], 8, b"later");
+        assert_eq!(
+            places.current().of(&heads[0]),
+            Some(&(8, b"later".to_vec()))
+        );
+        places.forget(&heads[0]);
+        assert_eq!(places.current().of(&heads[0]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use herald_crds::Priority;
@@ -19,6 +20,18 @@ pub struct Turn {
     pub namespace: i64,
     /// The notification that came last in each namespace.
     pub notifications: BTreeMap<i64, i64>,
+    /// How far the rows of notifications were taken that have more, for a store that would look for the rest among all
+    /// that was there.
+    pub places: Places,
+}
+
+/// How far the rows of notifications were taken, in the store's own numbers: for a while looking goes on from there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// By namespace and notification: due time and id of the last row.
+    pub(super) rows: BTreeMap<(i64, i64), (i64, Vec<u8>)>,
+    /// When the first of them was noted.
+    pub(super) since: Option<Instant>,
 }
 
 /// A row of the waiting room that is due.

@@ -103,6 +103,34 @@ pub(crate) async fn small_notifications_fill_a_chunk_together_and_turns_go_round
     );
 }
 
+pub(crate) async fn what_was_passed_over_comes_once_the_rest_is_through(store: &impl Stages) {
+    let request = request("large");
+    let people = rows(&request.id, 60);
+    planned(store, &request, &people).await;
+    let class = Priority::Normal;
+    let first = store
+        .chunk(MAIL, class, &Turn::default(), 25)
+        .await
+        .unwrap();
+    // It goes on as if these had left.
+    let mut turn = first.next;
+    drop(first.hold);
+    let mut came = BTreeSet::new();
+    // Some may be held for a moment yet.
+    for _ in 0..1_000 {
+        let chunk = store.chunk(MAIL, class, &turn, 25).await.unwrap();
+        let (chunk, next) = settled(chunk, at(0)).await;
+        turn = next;
+        for row in chunk {
+            assert!(came.insert(row.id));
+        }
+        if came.len() == people.len() {
+            return;
+        }
+    }
+    panic!("only {} came", came.len());
+}
+
 pub(crate) async fn a_message_to_one_is_in_the_next_chunk_whatever_else_waits(store: &impl Stages) {
     // Another team's hundred notifications, one's own hundred rows, and then a message to one.
     let another = |key: &str| Request {

@@ -61,6 +61,7 @@ macro_rules! store_contract {
         $crate::store::contract::stages::store_contract!(@tests $open, releasing:
             rows_that_are_due_are_ready_and_others_ripen,
             a_chunk_is_the_notification_whose_turn_it_is_by_due_time,
+            what_was_passed_over_comes_once_the_rest_is_through,
             small_notifications_fill_a_chunk_together_and_turns_go_round,
             a_message_to_one_is_in_the_next_chunk_whatever_else_waits,
             a_released_row_is_out_and_a_row_that_has_changed_is_left_alone,

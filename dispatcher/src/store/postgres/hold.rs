@@ -14,7 +14,7 @@ use super::{
     PostgresStore, by_keys, delivery_id, failed, json, millis, notification_id, state, timestamp,
 };
 use crate::store::tally::Tally;
-use crate::store::{Chunk, Hold, State, StoreError, Turn, Unreadable, Waiting};
+use crate::store::{Chunk, Hold, Places, State, StoreError, Turn, Unreadable, Waiting};
 
 impl PostgresStore {
     /// See [`WaitingStore::chunk`](crate::store::WaitingStore::chunk).
@@ -37,31 +37,12 @@ impl PostgresStore {
         let class = priority.index() as i16;
         let since = self.open_since().await?;
         let mut tx = self.releasing.begin().await.map_err(failed)?;
-        let mut heads = heads(&mut tx, channel, class, turn, limit, since).await?;
-        let mut rows: Vec<(usize, ChunkRow)> = Vec::with_capacity(limit);
-        while rows.len() < limit && heads.iter().any(|head| head.open) {
-            for ((taken, share), of) in turns::alike(&mut heads, limit - rows.len()) {
-                let namespaces: Vec<i64> = of.iter().map(|index| heads[*index].namespace).collect();
-                let seqs: Vec<i64> = of.iter().map(|index| heads[*index].notification).collect();
-                let places: Vec<i64> = of.iter().map(|index| *index as i64).collect();
-                let found: Vec<ChunkRow> = sqlx::query_as(CHUNK)
-                    .bind(channel)
-                    .bind(class)
-                    .bind(places)
-                    .bind(namespaces)
-                    .bind(seqs)
-                    .bind(share as i64)
-                    .bind(taken as i64)
-                    .fetch_all(&mut *tx)
-                    .await
-                    .map_err(failed)?;
-                for row in found {
-                    let index = row.0 as usize;
-                    heads[index].taken += 1;
-                    heads[index].open = heads[index].taken == taken + share;
-                    rows.push((index, row));
-                }
-            }
+        let mut places = turn.places.current();
+        let of = (channel, class);
+        let (mut heads, mut rows) = look(&mut tx, of, turn, &places, limit, since).await?;
+        if rows.is_empty() && places != Places::default() {
+            places = Places::default();
+            (heads, rows) = look(&mut tx, of, turn, &places, limit, since).await?;
         }
         if rows.is_empty() {
             tx.rollback().await.map_err(failed)?;
@@ -75,6 +56,17 @@ impl PostgresStore {
             tx: Some(tx),
             ..Held::default()
         };
+        let mut last: Vec<Option<&ChunkRow>> = vec![None; heads.len()];
+        for (index, row) in rows.iter().filter(|(index, _)| heads[*index].open) {
+            last[*index] = Some(row);
+        }
+        for (head, last) in heads.iter().zip(last) {
+            if let Some(last) = last {
+                places.note(head, last.1, &last.2);
+            } else if !head.open {
+                places.forget(head);
+            }
+        }
         let mut waiting = Vec::with_capacity(rows.len());
         let mut unreadable = Vec::new();
         for (_, row) in rows {
@@ -90,9 +82,79 @@ impl PostgresStore {
         Ok(Chunk {
             rows: waiting,
             unreadable,
-            next: turns::after(turn, &heads),
+            next: Turn {
+                places,
+                ..turns::after(turn, &heads)
+            },
             hold: Box::new(held),
         })
+    }
+}
+
+/// Heads, and their rows with the indexes of their heads.
+type Found = (Vec<Head>, Vec<(usize, ChunkRow)>);
+
+/// Takes rows in turn, each notification's from its place on.
+async fn look(
+    connection: &mut PgConnection,
+    (channel, class): (i64, i16),
+    turn: &Turn,
+    places: &Places,
+    limit: usize,
+    since: i32,
+) -> Result<Found, StoreError> {
+    let mut heads = heads(connection, (channel, class), turn, places, limit, since).await?;
+    let mut rows: Vec<(usize, ChunkRow)> = Vec::with_capacity(limit);
+    while rows.len() < limit && heads.iter().any(|head| head.open) {
+        for ((taken, share), of) in turns::alike(&mut heads, limit - rows.len()) {
+            let mut columns = Asked::default();
+            for index in of {
+                columns.add(index, &heads[index], places);
+            }
+            let found: Vec<ChunkRow> = sqlx::query_as(CHUNK)
+                .bind(channel)
+                .bind(class)
+                .bind(columns.places)
+                .bind(columns.namespaces)
+                .bind(columns.notifications)
+                .bind(share as i64)
+                .bind(taken as i64)
+                .bind(columns.dues)
+                .bind(columns.ids)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed)?;
+            for row in found {
+                let index = row.0 as usize;
+                heads[index].taken += 1;
+                heads[index].open = heads[index].taken == taken + share;
+                rows.push((index, row));
+            }
+        }
+    }
+    Ok((heads, rows))
+}
+
+/// Heads of which rows are asked for, a column each.
+#[derive(Default)]
+struct Asked<'a> {
+    places: Vec<i64>,
+    namespaces: Vec<i64>,
+    notifications: Vec<i64>,
+    dues: Vec<i64>,
+    ids: Vec<&'a [u8]>,
+}
+
+impl<'a> Asked<'a> {
+    fn add(&mut self, index: usize, head: &Head, places: &'a Places) {
+        let (due, id) = places
+            .of(head)
+            .map_or((i64::MIN, &[][..]), |(due, id)| (*due, id));
+        self.places.push(index as i64);
+        self.namespaces.push(head.namespace);
+        self.notifications.push(head.notification);
+        self.dues.push(due);
+        self.ids.push(id);
     }
 }
 
@@ -100,12 +162,13 @@ impl PostgresStore {
 /// each; at most `limit`.
 async fn heads(
     connection: &mut PgConnection,
-    channel: i64,
-    class: i16,
+    (channel, class): (i64, i16),
     turn: &Turn,
+    places: &Places,
     limit: usize,
     since: i32,
 ) -> Result<Vec<Head>, StoreError> {
+    let (spaces, seqs): (Vec<i64>, Vec<i64>) = places.rows.keys().copied().unzip();
     let last: BTreeMap<String, i64> = turn
         .notifications
         .iter()
@@ -118,6 +181,8 @@ async fn heads(
         .bind(json(&last))
         .bind(limit as i64)
         .bind(since)
+        .bind(spaces)
+        .bind(seqs)
         .fetch_all(connection)
         .await
         .map_err(failed)?;
@@ -285,16 +350,62 @@ type ChunkRow = (
     i16,
 );
 
-macro_rules! first {
-    ($column:literal, $of:literal) => {
+/// The next after `$from` of what is ready, or of those that have a place, which are taken to have more: of what they had
+/// before it nothing is looked at, though the index still holds it.
+macro_rules! next {
+    ($column:literal, $place:literal, $from:literal, $of:literal, $with:literal) => {
         concat!(
-            "(SELECT ",
+            "coalesce((SELECT ",
             $column,
             " FROM deliveries WHERE day >= $6 AND waiting = 2 AND channel = $1 AND priority = $2 ",
             $of,
-            " ORDER BY ",
+            " AND ",
             $column,
-            " LIMIT 1)"
+            " > ",
+            $from,
+            " AND ",
+            $column,
+            " < coalesce(",
+            next!($place, $from, $with),
+            ", 9223372036854775807) ORDER BY ",
+            $column,
+            " LIMIT 1), ",
+            next!($place, $from, $with),
+            ")"
+        )
+    };
+    ($place:literal, $from:literal, $with:literal) => {
+        concat!(
+            "(SELECT min(p.",
+            $place,
+            ") FROM places AS p WHERE p.",
+            $place,
+            " > ",
+            $from,
+            " ",
+            $with,
+            ")"
+        )
+    };
+    (space after $from:literal) => {
+        next!("namespace", "space", $from, "", "")
+    };
+    (notification of turns after $from:literal) => {
+        next!(
+            "notification",
+            "seq",
+            $from,
+            "AND namespace = turns.space",
+            "AND p.space = turns.space"
+        )
+    };
+    (notification of heads after $from:literal) => {
+        next!(
+            "notification",
+            "seq",
+            $from,
+            "AND namespace = heads.space",
+            "AND p.space = heads.space"
         )
     };
 }
@@ -302,48 +413,43 @@ macro_rules! first {
 /// Goes from one namespace to the next that has rows, and in each from one notification to the next, by the index alone.
 /// After the last comes the first again; whoever comes again is dropped, which ends it. What is found first is looked
 /// from first, so that namespaces take turns. `$3`: the last namespace, `$4`: the last notification of each, `$6`: since
-/// which day something has not ended.
+/// which day something has not ended, `$7` and `$8`: which namespaces' notifications have a place.
 pub(super) const HEADS: &str = concat!(
-    "WITH RECURSIVE spaces (space) AS (
+    "WITH RECURSIVE places AS MATERIALIZED (SELECT * FROM unnest($7::bigint[], $8::bigint[]) AS p(space, seq)),
+    spaces (space) AS (
         SELECT coalesce(",
-    first!("namespace", "AND namespace > $3"),
+    next!(space after "$3"),
     ", ",
-    first!("namespace", ""),
+    next!(space after "-1"),
     ") UNION SELECT coalesce(",
-    first!("namespace", "AND namespace > space"),
+    next!(space after "spaces.space"),
     ", ",
-    first!("namespace", ""),
+    next!(space after "-1"),
     ") FROM spaces WHERE space IS NOT NULL),
     turns AS (SELECT space FROM spaces WHERE space IS NOT NULL LIMIT $5),
     heads (space, seq) AS (
         SELECT space, coalesce(",
-    first!(
-        "notification",
-        "AND namespace = space AND notification > coalesce(($4::text::jsonb ->> space::text)::bigint, 0)"
-    ),
+    next!(notification of turns after "coalesce(($4::text::jsonb ->> turns.space::text)::bigint, 0)"),
     ", ",
-    first!("notification", "AND namespace = space"),
+    next!(notification of turns after "0"),
     ") FROM turns
         UNION SELECT space, coalesce(",
-    first!(
-        "notification",
-        "AND namespace = space AND notification > seq"
-    ),
+    next!(notification of heads after "heads.seq"),
     ", ",
-    first!("notification", "AND namespace = space"),
+    next!(notification of heads after "0"),
     ") FROM heads)
     SELECT space, seq FROM heads LIMIT $5"
 );
 
-/// Of each head (`$3`: index, `$4`: namespace, `$5`: notification) `$6` rows after the first `$7`, but for those that
-/// somebody else holds.
+/// Of each head (`$3`: index, `$4`: namespace, `$5`: notification) `$6` rows after the first `$7` after its place (`$8`: due,
+/// `$9`: id), but for those that somebody else holds.
 pub(super) const CHUNK: &str = "SELECT h.place, d.due_at, d.id, n.id, d.recipient, d.endpoint, d.locale, d.round,
         d.attempt, d.tried, c.delivery, d.day, d.notification, d.state
-    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS h(place, namespace, seq)
+    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $8::bigint[], $9::bytea[]) AS h(place, namespace, seq, due, id)
     JOIN notifications AS n ON n.seq = h.seq
     CROSS JOIN LATERAL (
         SELECT w.* FROM deliveries AS w WHERE w.day = n.day AND w.waiting = 2 AND w.channel = $1 AND w.priority = $2
-            AND w.namespace = h.namespace AND w.notification = h.seq
+            AND w.namespace = h.namespace AND w.notification = h.seq AND (w.due_at, w.id) > (h.due, h.id)
         ORDER BY w.due_at, w.id LIMIT $6 OFFSET $7 FOR UPDATE SKIP LOCKED) AS d
     LEFT JOIN carried AS c ON c.day = d.day AND c.id = d.id";
 
