@@ -319,6 +319,18 @@ pub(super) fn sent(said: &Said) -> String {
 }
 
 fn line(row: i64, at: i64, event: &Event) -> Line {
+    Line(
+        row,
+        at,
+        event.round,
+        event.attempt,
+        name(&event.step),
+        detail(event),
+    )
+}
+
+/// What the trail tells of an event, beside its step: a JSON object.
+pub(super) fn detail(event: &Event) -> String {
     let failure = |error: &Failure, due: Option<&Timestamp>| {
         let mut detail = json!({
             "reason": error.reason,
@@ -331,7 +343,7 @@ fn line(row: i64, at: i64, event: &Event) -> Line {
         }
         detail.to_string()
     };
-    let detail = match &event.step {
+    match &event.step {
         Step::Sent {
             provider,
             provider_id,
@@ -348,15 +360,7 @@ fn line(row: i64, at: i64, event: &Event) -> Line {
         Step::Failed { error, .. } | Step::Unknown { error } => failure(error, None),
         Step::Expired | Step::Cancelled => "{}".to_owned(),
         Step::Suppressed { reason } => json!({ "reason": reason }).to_string(),
-    };
-    Line(
-        row,
-        at,
-        event.round,
-        event.attempt,
-        name(&event.step),
-        detail,
-    )
+    }
 }
 
 #[cfg(test)]

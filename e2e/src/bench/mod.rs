@@ -24,7 +24,7 @@ use clap::Args;
 use self::report::Section;
 
 /// The sections, in the order of the page.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "accept",
     "million",
     "window",
@@ -35,6 +35,7 @@ const SECTIONS: [&str; 11] = [
     "fanout",
     "deliver",
     "flood",
+    "history",
     "memory",
 ];
 
@@ -44,7 +45,7 @@ const MILLION: usize = 1_000_000;
 /// What the benchmark can be told.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Takes only these sections: accept, million, window, meanwhile, mail, idle; on Pulsar: gateway, fanout, deliver, flood, memory.
+    /// Takes only these sections: accept, million, window, meanwhile, mail, idle; on Pulsar: gateway, fanout, deliver, flood, history, memory.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Recipients of the large group; with fewer than 1,000,000 all sizes shrink and no page is written.
@@ -115,6 +116,8 @@ pub async fn run(options: Options) -> Result<()> {
             "deliver" => Box::pin(cluster::deliver::measure(&options)).await,
             #[cfg(feature = "pulsar")]
             "flood" => Box::pin(cluster::flood::measure(&options)).await,
+            #[cfg(feature = "pulsar")]
+            "history" => Box::pin(cluster::history::measure(&options)).await,
             #[cfg(feature = "pulsar")]
             "memory" => Box::pin(cluster::memory::measure(&options)).await,
             _ => anyhow::bail!("this program was built without the feature pulsar"),

@@ -81,6 +81,9 @@ fn whole(node: &Value, found: &mut Vec<String>) {
 #[tokio::test]
 async fn no_statement_reads_a_whole_table() {
     let opened = open().await;
+    let today = days::day(Timestamp::now().as_millisecond());
+    let sent = plain::of_day(plain::SENT, today);
+    let retrying = plain::of_day(plain::RETRYING, today);
     let statements: Vec<&str> = [
         OPEN_SINCE,
         days::OVER,
@@ -130,7 +133,9 @@ async fn no_statement_reads_a_whole_table() {
         waiting::DROP_SENSITIVE,
         waiting::DUE,
         waiting::SCHEDULED,
-        sent::SENT,
+        plain::PLACES,
+        &sent,
+        &retrying,
         folded::FOLDED,
         folded::CALLED_BACK,
         folded::FOLD,

@@ -8,7 +8,7 @@
 //!
 //! - `schema.sql`: every table. `migrate`: how a database comes to it; `open`: once it is there. `days`: partitions.
 //! - `lead`: which gateway releases a channel. `news`: what gateways tell each other. `tally`: counts, as they are written.
-//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`sent`, `folded`, `expire`), `history` (`dead`), `people` (`entries`): one
+//! - `plan` (`rows`, `members`), `waiting` (`hold`, `orders`), `record` (`plain`, `folded`, `expire`), `history` (`dead`), `people` (`entries`): one
 //!   file for each trait, and what it does with others' help.
 
 mod days;
@@ -29,10 +29,10 @@ mod news;
 mod open;
 mod orders;
 mod people;
+mod plain;
 mod plan;
 mod record;
 mod rows;
-mod sent;
 #[cfg(test)]
 mod server;
 mod tally;

@@ -17,8 +17,8 @@ use super::fold::{self, Line};
 use super::folded::{Changes, fold_outcomes, lock, write_trail};
 use super::rows::{Beginning, Of, Rows, insert, insert_definitions};
 use super::{
-    PostgresStore, clean, corrupt, days, delivery_id, failed, millis, notification_id, priority,
-    sent, timestamp,
+    PostgresStore, clean, corrupt, days, delivery_id, failed, millis, notification_id, plain,
+    priority, timestamp,
 };
 use crate::id::{self, DeliveryId};
 use crate::message::{DefinitionHash, Direct, Event, Events, Garbage};
@@ -42,13 +42,14 @@ impl RecordStore for PostgresStore {
         }
         // What the orders are about was changed in the rows before they were published: nothing is left to do for them.
         let outcomes = events.iter().flat_map(|events| &events.outcomes);
-        let (plain, mut others) = sent::divide(outcomes);
-        if !plain.is_empty() {
-            let mut tx = self.begin().await?;
-            others.extend(sent::record(&mut tx, plain).await?);
-            tx.commit().await.map_err(failed)?;
-        }
-        // Not within one transaction with the plain ones, which would lock rows in two orders.
+        let plain::Divided {
+            sent,
+            retrying,
+            mut others,
+        } = plain::divide(outcomes);
+        // Not within one transaction: each would lock rows in the order of their ids, beginning again.
+        others.extend(self.record_plain(sent).await?);
+        others.extend(self.record_plain(retrying).await?);
         if !others.is_empty() {
             let mut tx = self.begin().await?;
             let orphans = fold_outcomes(&mut tx, &others).await?;

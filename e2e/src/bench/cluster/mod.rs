@@ -3,11 +3,13 @@
 //! - [`gateway`]: accepting. [`deliver`]: a pod, from bundles and from single deliveries. [`flood`]: what is critical, while
 //!   something else comes ten times as fast as it goes. [`fanout`]: one notification to a million, from rows to the broker.
 //!   [`memory`]: what is resident under a load that goes on, and while a million wait.
+//! - [`history`]: recording what became of deliveries, and the status of one.
 
 pub mod deliver;
 pub mod fanout;
 pub mod flood;
 pub mod gateway;
+pub mod history;
 pub mod memory;
 
 use std::sync::Arc;
