@@ -297,8 +297,14 @@ impl Stages {
         let store: &dyn Store = &*self.store;
         let class = Priority::Normal;
         let turn = crate::store::Turn::default();
-        let chunk = store.chunk("shop/mail", class, &turn, 10).await.unwrap();
-        settled(chunk, Timestamp::now()).await;
+        // A row is there a moment before it is ready.
+        loop {
+            let chunk = store.chunk("shop/mail", class, &turn, 10).await.unwrap();
+            if !settled(chunk, Timestamp::now()).await.0.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn declare(&self, channel: &str) {
