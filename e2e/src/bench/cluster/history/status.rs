@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use herald_dispatcher::id::{DeliveryId, order};
 use herald_dispatcher::message::Request;
 use herald_dispatcher::store::postgres::PostgresStore;
-use herald_dispatcher::store::{HistoryStore as _, PlanStore as _};
+use herald_dispatcher::store::{HistoryStore as _, PlanStore as _, RecordStore as _};
 use jiff::{SignedDuration, Timestamp};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
