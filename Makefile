@@ -44,7 +44,7 @@ test-postgres: ## Of these, the store's contract suite, and what only several ga
 
 .PHONY: test-e2e
 test-e2e: ## Herald as processes, killed on the way, against real servers: every scenario in its small size.
-	@scripts/need cargo protoc pulsar postgresql smtp-sink python
+	@scripts/need cargo protoc pulsar postgresql faketime smtp-sink python
 	cargo build $(ALL)
 	$(TARGET)/debug/herald-e2e run embedded --small
 	$(TARGET)/debug/herald-e2e run faults
@@ -54,7 +54,7 @@ test-e2e: ## Herald as processes, killed on the way, against real servers: every
 
 .PHONY: soak
 soak: ## What takes too long for every change: the scenarios in full size, and the broker killed ten times under load.
-	@scripts/need cargo protoc pulsar postgresql smtp-sink python
+	@scripts/need cargo protoc pulsar postgresql faketime smtp-sink python
 	cargo build --release $(ALL)
 	$(TARGET)/release/herald-e2e run embedded
 	$(TARGET)/release/herald-e2e run scaling

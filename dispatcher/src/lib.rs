@@ -19,7 +19,7 @@
 //! stages behind accepting into one process, [`gateway`] all that serves, [`local`] everything over files; [`cli`] is what
 //! people type, `server` what runs in a cluster.
 //!
-//! Beside them: [`timing`] (every time that is kept), [`metrics`] (what is counted), [`telemetry`] (where logs go), `sqlite`
+//! Beside them: [`clock`] (what time it is), [`timing`] (every time that is kept), [`metrics`] (what is counted), [`telemetry`] (where logs go), `sqlite`
 //! (one writer that commits for many callers, for queue and history).
 
 pub mod accept;
@@ -27,6 +27,7 @@ pub mod api;
 pub mod broker;
 pub mod catalog;
 pub mod cli;
+pub mod clock;
 pub mod deliver;
 pub mod fanout;
 pub mod gateway;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::broker::{MessageId, Outgoing};
+use crate::clock;
 use crate::deliver::load::{Limit, ProviderLoad};
 use crate::id::{DeliveryId, FullName, NotificationId};
 
@@ -348,7 +349,7 @@ impl Garbage {
         Self {
             topic: Arc::from(topic.as_str()),
             message,
-            at: Timestamp::now(),
+            at: clock::now(),
             reason: error.to_string(),
             length: payload.len(),
             bytes: Arc::from(BASE64_STANDARD.encode(kept)),

@@ -133,6 +133,10 @@ metrics! {
     schedules_fired: Counter = Counter::default();
     /// Due times of schedules that were missed by more than their deadline.
     schedules_missed: Counter = Counter::default();
+    /// By how many seconds this machine's clock is ahead of the time that is gone by; negative: behind.
+    clock_skew_seconds: Gauge<f64, AtomicU64> = Gauge::default();
+    /// By how many seconds the broker's clock is ahead of the time that is gone by; negative: behind.
+    broker_clock_skew_seconds: Gauge<f64, AtomicU64> = Gauge::default();
     /// Problems in what is declared.
     declared_problems: Gauge = Gauge::default();
 }

@@ -4,9 +4,10 @@
 //! - This file: the run. [`story`]: what is sent, and whether it arrived. [`witness`]: what logs, probes and metrics say.
 //! - [`wrong`]: addresses, tokens, grants and topics that are not as they should be; settings; schemas.
 //!   [`tokens`]: a token that expires. [`away`]: broker and database away, or full. [`garbage`]: what nobody can read.
-//!   [`hang`]: pods that hang, and pods that end.
+//!   [`hang`]: pods that hang, and pods that end. [`clock`]: clocks that are wrong.
 
 mod away;
+mod clock;
 mod garbage;
 mod hang;
 mod story;
@@ -101,6 +102,7 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
     away::database_killed(&mut stage).await?;
     hang::stopped(&mut stage).await?;
     hang::terminated(&mut stage).await?;
+    clock::step(&mut stage).await?;
     away::broker_paused(&mut stage).await?;
     away::broker_killed(&mut stage).await?;
     let verdict = stage.story.end().await?;

@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
-use jiff::Timestamp;
 
 pub use check::Prepared;
 pub use load::{ChannelLoad, Idle};
@@ -34,6 +33,7 @@ pub use sender::{Scope, Scopes, Sender};
 
 use crate::broker::Broker;
 use crate::catalog::Catalog;
+use crate::clock;
 use crate::id::NotificationId;
 use crate::metrics::{Metrics, NamespaceClass};
 use crate::store::Store;
@@ -194,7 +194,7 @@ impl Accept {
             load: &*self.parts.load,
             sender,
             namespace,
-            now: Timestamp::now(),
+            now: clock::now(),
         }
         .prepare(id, body, Some(trace(traceparent, &id)), request)
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{Accept, Accepted, Refusal, Scopes, SendRequest, Sender};
 use crate::catalog::{Catalog, Snapshot};
+use crate::clock;
 use crate::id::FullName;
 use crate::metrics::Metrics;
 use crate::store::{ScheduleRecord, Store, StoreError};
@@ -102,7 +103,7 @@ impl Schedules {
         let mut changes = self.catalog.changes();
         loop {
             let snapshot = Arc::clone(&changes.borrow_and_update());
-            let sleep = self.turn(&snapshot, Timestamp::now()).await;
+            let sleep = self.turn(&snapshot, clock::now()).await;
             let woken = async {
                 match sleep {
                     Some(sleep) => tokio::time::sleep(sleep.min(LONGEST_SLEEP)).await,

@@ -8,7 +8,6 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use herald_crds::{Kind as ResourceKind, Priority, Resource};
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -20,6 +19,7 @@ use super::control::EditError;
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page};
 use crate::accept::Scope;
 use crate::catalog::Snapshot;
+use crate::clock;
 use crate::deliver::load::{Limit, PodLoad, ProviderLoad};
 
 /// The calls that read and change what is declared.
@@ -361,7 +361,7 @@ async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<Channel
     let full = format!("{namespace}/{name}");
     let backlog = api.store.backlog(&full).await?;
     let load = api.loads.get(&full).unwrap_or_default();
-    let now = Timestamp::now();
+    let now = clock::now();
     let classes = Priority::ALL.map(|class| {
         let rows = backlog[class.index()];
         let waited = rows
@@ -388,7 +388,7 @@ async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<Channel
 }
 
 async fn schedule_status(api: &Api, namespace: &str, name: &str) -> Result<Value, Problem> {
-    let now = Timestamp::now();
+    let now = clock::now();
     let record = api.store.schedule(namespace, name, now).await?;
     let declared = api.catalog.current();
     let full = format!("{namespace}/{name}");

@@ -21,6 +21,7 @@ use super::preview::{self, Block};
 use super::view::{self, Notification};
 use super::{Api, Caller, Kind, PageOf, Params, Problem, page, schema};
 use crate::accept::Scope;
+use crate::clock;
 use crate::fanout::definitions::DefinitionError;
 use crate::id::{DeliveryId, NotificationId};
 use crate::store::{
@@ -117,7 +118,7 @@ async fn notifications(
         .store
         .notifications(&namespace, &filter, &paging)
         .await?;
-    let now = Timestamp::now();
+    let now = clock::now();
     Ok(Json(PageOf::from_store(page, |record| {
         Notification::new(&record, now)
     })))
@@ -157,7 +158,7 @@ async fn notification(
         Some(wait) => await_end(&api, &namespace, &id, wait).await?,
     };
     let record = record.ok_or_else(|| unknown_notification(&namespace, &id))?;
-    Ok(Json(Notification::new(&record, Timestamp::now())))
+    Ok(Json(Notification::new(&record, clock::now())))
 }
 
 /// Asks until it has ended, whenever one of its deliveries takes a step and at least every second.

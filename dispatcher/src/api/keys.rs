@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 
 use super::{Api, Caller, FieldError, JsonBody, Keys, Kind, PageOf, Problem};
 use crate::accept::Scopes;
+use crate::clock;
 use crate::store::ApiKey;
 
 /// Most keys: every call looks at all of them.
@@ -120,7 +121,7 @@ async fn create(
         name: name.clone(),
         digest: Keys::digest(&key),
         scopes,
-        created_at: Timestamp::now(),
+        created_at: clock::now(),
     };
     if !api.store.add_key(&made).await? {
         return Err(taken());

@@ -16,6 +16,7 @@ use super::history::{full_name, id, known, notification_id};
 use super::view::{Delivery, Notification, Status};
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page, schema};
 use crate::accept::Scope;
+use crate::clock;
 use crate::id::DeliveryId;
 use crate::store::{DeadLetterFilter, Refusal};
 use crate::waiting::control::{ControlError, Reached as OrderReached};
@@ -104,7 +105,7 @@ async fn cancel(
     let order = api.control.cancel(&id).await?;
     tracing::info!(%id, sender = %caller.0.name, waiting = order.recalled.waiting, "cancelled");
     let record = api.store.notification(&namespace, &id).await?;
-    let status = record.map(|record| Notification::new(&record, Timestamp::now()).status);
+    let status = record.map(|record| Notification::new(&record, clock::now()).status);
     Ok(reached(&order, status))
 }
 
@@ -412,7 +413,7 @@ async fn replay(
     caller.require(Scope::DeadLetters)?;
     let (mut filter, limit) = body.filter(&namespace)?;
     filter.mandatory = mandatory(&api, &namespace);
-    let now = Timestamp::now();
+    let now = clock::now();
     let replayed = api.store.replay(&namespace, &filter, limit, now).await?;
     api.control.rows_changed();
     let changed = replayed.count;
@@ -440,7 +441,7 @@ async fn discard(
 ) -> Result<Json<Changed>, Problem> {
     caller.require(Scope::DeadLetters)?;
     let (filter, limit) = body.filter(&namespace)?;
-    let now = Timestamp::now();
+    let now = clock::now();
     let changed = api.store.discard(&namespace, &filter, limit, now).await?;
     tracing::info!(sender = %caller.0.name, changed, "dead letters were discarded");
     Ok(Json(Changed { changed }))

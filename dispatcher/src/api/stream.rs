@@ -30,6 +30,7 @@ use super::{Api, Caller, Kind, Params, Problem, schema};
 use crate::accept::Scope;
 use crate::broker::{Broker, BrokerError, MessageId, Tail};
 use crate::catalog::{FullName, Snapshot};
+use crate::clock;
 use crate::id::NotificationId;
 use crate::message::{self, Event, Events, Step};
 
@@ -303,7 +304,7 @@ impl Reader {
     /// Begins after a position, or now.
     async fn begin(&mut self, after: Option<Position>) -> Result<(), Problem> {
         let declared = Arc::clone(&self.changes.borrow_and_update());
-        let now = Timestamp::now();
+        let now = clock::now();
         let at = after.as_ref().map_or(now, |after| {
             let at = Timestamp::from_second(after.at).unwrap_or_default();
             at.min(now)
@@ -374,7 +375,7 @@ impl Reader {
                     for channel in self.channels(&declared) {
                         if !self.position.read.contains_key(&channel) {
                             // It is new to this stream, so whatever it carried for this namespace is.
-                            let at = Timestamp::now();
+                            let at = clock::now();
                             self.follow(channel, None, Mark { at, told: false });
                         }
                     }
@@ -390,7 +391,7 @@ impl Reader {
     /// Finds out of which channels everything has been read: of what is quiet nothing is missing.
     async fn look_around(&mut self) {
         for (channel, read) in &self.position.read {
-            let asked_at = Timestamp::now();
+            let asked_at = clock::now();
             if let Ok(last) = last(&*self.api.broker, channel).await
                 && last <= *read
                 && let Some(mark) = self.marks.get_mut(channel)
@@ -403,7 +404,7 @@ impl Reader {
     /// Where it is, as the id of an event.
     fn place(&mut self) -> Option<String> {
         let at = self.marks.values().map(|mark| mark.at).min();
-        self.position.at = at.unwrap_or_else(Timestamp::now).as_second();
+        self.position.at = at.unwrap_or_else(clock::now).as_second();
         self.position.id()
     }
 
@@ -424,7 +425,7 @@ impl Reader {
 
     /// Says what a message tells of this stream's deliveries.
     async fn show(&mut self, channel: FullName, id: MessageId, events: Events) {
-        let now = Timestamp::now();
+        let now = clock::now();
         let since = self.marks.get_mut(&channel).and_then(|m| m.lags(now));
         if let Some(since) = since {
             self.say_lagged(since);

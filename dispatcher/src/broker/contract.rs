@@ -51,6 +51,7 @@ macro_rules! broker_contract {
             a_tail_skips_nothing_and_resumes
             a_tail_reads_what_was_acknowledged
             the_last_message_id_covers_every_receipt
+            what_time_it_is_there_is_told_while_much_comes
             giving_up_waiting_loses_nothing
             giving_up_at_the_first_step_loses_nothing
             nothing_is_lost_while_consumers_come_and_go
@@ -431,6 +432,24 @@ pub async fn the_last_message_id_covers_every_receipt(subject: &dyn Subject) {
         soon(consumer.receive()).await.id > received[6].id,
         "an id was used twice"
     );
+}
+
+/// The broker's clock is asked for, and by what else goes on the answer is not held up.
+pub async fn what_time_it_is_there_is_told_while_much_comes(subject: &dyn Subject) {
+    let broker = subject.open().await;
+    for topic in [events(), requests()] {
+        let before = Timestamp::now().as_millisecond();
+        let (told, ()) = futures::join!(
+            soon(broker.time(&topic)),
+            publish(&*broker, &topic, 0..2_000)
+        );
+        // The brokers of these tests are on this machine.
+        if let Some(told) = told {
+            let there = told.time.as_millisecond();
+            assert!(before <= there && there <= Timestamp::now().as_millisecond());
+            assert!(told.from <= told.until);
+        }
+    }
 }
 
 /// Waiting is given up at any point, over and over.

@@ -21,6 +21,8 @@ use herald_crds::names::Topic;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Told;
+
 /// Where a message stands in its topic: later messages of one partition have greater ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "(u64, u64, u32)", into = "(u64, u64, u32)")]
@@ -170,6 +172,12 @@ pub trait Broker: Send + Sync + 'static {
 
     /// The id of the newest message for which a receipt was given; `None` if there never was one.
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError>;
+
+    /// What time it is where a topic is kept that may be consumed; `None`: on this very machine.
+    async fn time(&self, topic: &Topic) -> Result<Option<Told>, BrokerError> {
+        let _ = topic;
+        Ok(None)
+    }
 }
 
 /// One consumer of one topic. Dropping it gives back what it has not acknowledged.

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use herald_crds::{Priority, names};
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::settled::Settled;
 use crate::broker::{Broker, MessageId};
+use crate::clock;
 use crate::id::FullName;
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::{self, Control, Event, Events, Tick};
@@ -133,9 +135,10 @@ impl Ledger {
 
     /// Takes note of events, from the tail or of one's own as soon as they have their receipt.
     pub fn apply(&self, events: &Events) {
+        let now = clock::now();
         let mut state = self.lock();
         for event in &events.outcomes {
-            state.note(event);
+            state.note(event, now);
         }
         if let Some(tick) = &events.tick {
             state.hear(tick);
@@ -322,7 +325,7 @@ impl State {
         self.pods.insert(Arc::clone(&tick.pod), heard);
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &Event, now: Timestamp) {
         let Event {
             delivery,
             round,
@@ -331,8 +334,10 @@ impl State {
             step,
             ..
         } = event;
+        // What somebody has stamped ahead of time must not make anything be forgotten.
+        let at = (*at).min(now);
         self.settled
-            .note(*delivery, *round, *attempt, step.ends(), *at);
+            .note(*delivery, *round, *attempt, step.ends(), at);
         // Usually the class that it was released in; another if it was prioritized since.
         let released = self
             .out
@@ -377,6 +382,42 @@ impl Out {
 mod tests {
     use super::*;
     use crate::deliver::load::Limit;
+    use crate::message::Step;
+
+    /// The events that tell of a delivery's end at some time; and the delivery.
+    fn ended(number: u32, at: Timestamp) -> (DeliveryId, Events) {
+        let notification = NotificationId::from_key("shop", "test", &number.to_string());
+        let delivery = DeliveryId::new(&notification, "", "shop/mail", 0, "x", 0);
+        let event = Event {
+            delivery,
+            notification,
+            at,
+            round: 0,
+            attempt: 1,
+            tried: 1,
+            priority: Priority::Normal,
+            step: Step::Cancelled,
+        };
+        let events = Events {
+            outcomes: vec![event],
+            ..Events::default()
+        };
+        (delivery, events)
+    }
+
+    #[test]
+    fn an_event_that_is_stamped_ahead_of_time_makes_nothing_be_forgotten() {
+        let horizon = Duration::from_secs(60);
+        let ledger = Ledger::new(Arc::from("shop/mail"), horizon);
+        let now = clock::now();
+        let (first, events) = ended(1, now);
+        ledger.apply(&events);
+        let (second, events) = ended(2, now + horizon * 10);
+        ledger.apply(&events);
+        for delivery in [first, second] {
+            assert!(ledger.is_settled(&delivery, 0, 1));
+        }
+    }
 
     fn told(pod: &str, read: u64, leaves: bool) -> Events {
         let tick = Tick {

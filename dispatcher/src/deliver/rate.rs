@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::share::{self, Share, Turns, Wants};
+use crate::clock;
 
 /// Sends are spread evenly; this much of the rate may be caught up in one go.
 const BURST: Duration = Duration::from_millis(100);
@@ -158,8 +159,8 @@ fn lock(pacer: &Mutex<Pacer>) -> MutexGuard<'_, Pacer> {
 }
 
 fn since_1970() -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default()
+    let now = clock::now().as_nanosecond();
+    Duration::from_nanos(u64::try_from(now).unwrap_or_default())
 }
 
 /// One pod's part of a rate, at work.

@@ -6,6 +6,7 @@ use herald_crds::{Priority, names};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, Incoming, Outgoing, Sharing};
+use crate::clock;
 use crate::message::{self, Bundle, DecodeError, Garbage};
 use crate::metrics::Metrics;
 
@@ -75,7 +76,7 @@ async fn relay_messages(
                     format,
                     "a message of a newer format is parked in the relay"
                 );
-                let later = jiff::Timestamp::now() + Duration::from_secs(30);
+                let later = clock::now() + Duration::from_secs(30);
                 broker
                     .publish(
                         &topic,

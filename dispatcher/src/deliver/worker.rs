@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use herald_crds::{ChannelSpec, Priority, RateLimit};
-use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -34,6 +33,7 @@ use super::relays;
 use super::retry::{self, Next};
 use super::watchdog::Vitals;
 use crate::broker::Broker;
+use crate::clock;
 use crate::id::FullName;
 use crate::message::{Delivery, Step};
 use crate::metrics::{ChannelClass, Metrics};
@@ -325,7 +325,7 @@ impl Worker {
 
     /// What becomes of a delivery that is not to be sent now; `None`: it is.
     fn not_to_be_sent(&self, delivery: &Delivery) -> Option<Next> {
-        let now = Timestamp::now();
+        let now = clock::now();
         let end = |step| {
             Some(Next {
                 step,
@@ -375,7 +375,7 @@ impl Worker {
             .send(Finished {
                 held,
                 next,
-                at: Timestamp::now(),
+                at: clock::now(),
                 _window: None,
             })
             .await;

@@ -6,13 +6,13 @@ use std::time::Instant;
 use async_trait::async_trait;
 use herald_crds::render::Rendered;
 use herald_crds::{Address, Kind, Medium, Priority, Problem, Resource};
-use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::api::{ChannelTest, Control, EditError, Editor};
 use crate::broker::MessageId;
 use crate::catalog::Catalog;
 use crate::catalog::folder::{FolderCatalog, WriteError};
+use crate::clock;
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::Delivery;
 use crate::pipeline::{Pipeline, Providers};
@@ -105,7 +105,7 @@ fn test_delivery(channel: &str, medium: Medium, endpoint: &str) -> Delivery {
     const TEXT: &str =
         "This is a test of the channel, sent by hand. Nothing is wrong and nothing is to be done.";
     let notification = NotificationId::random();
-    let now = Timestamp::now();
+    let now = clock::now();
     let content = match medium {
         Medium::Email => Rendered::Email {
             subject: format!("Test of {channel}"),

@@ -14,7 +14,6 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use herald_crds::Priority;
 use herald_crds::names::{self, Path};
-use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +25,7 @@ use crate::api::{self, Api, Keys, probes};
 use crate::broker::Broker;
 use crate::catalog::Catalog;
 use crate::catalog::folder::FolderCatalog;
+use crate::clock;
 use crate::deliver::worker::Guards;
 use crate::id::FullName;
 use crate::metrics::{ChannelClass, Metrics};
@@ -235,7 +235,7 @@ async fn keys(
         name: name.to_owned(),
         digest: Keys::digest(key),
         scopes: vec!["*".to_owned()],
-        created_at: Timestamp::now(),
+        created_at: clock::now(),
     };
     if let Some(given) = given {
         return Ok((vec![key("env", given)], None));
@@ -309,7 +309,7 @@ async fn note_definitions(
                     continue;
                 }
                 let definition = Bytes::from(definition);
-                match store.in_force(namespace, short, &template.hash, &definition, Timestamp::now()).await {
+                match store.in_force(namespace, short, &template.hash, &definition, clock::now()).await {
                     Ok(()) => {
                         noted.insert(in_force);
                     }
@@ -357,7 +357,7 @@ async fn measure(
                         .get_or_create(&labels)
                         .set(backlog[k].due as i64);
                     let in_room = backlog[k].oldest.map_or(0.0, |oldest| {
-                        Timestamp::now().duration_since(oldest).as_secs_f64()
+                        clock::now().duration_since(oldest).as_secs_f64()
                     });
                     let in_hand = load.oldest[k].unwrap_or_default().as_secs_f64();
                     metrics

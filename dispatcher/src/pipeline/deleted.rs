@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{Channels, Work};
 use crate::broker::{BrokerError, Outgoing};
 use crate::catalog::{DeclaredProblem, FullName, Snapshot};
+use crate::clock;
 use crate::message::{self, Event, Events, Failure, Step};
 use crate::store::{Overdue, StoreError};
 
@@ -63,7 +64,7 @@ impl Channels {
             if !unended || is_finishing {
                 continue;
             }
-            let now = Timestamp::now();
+            let now = clock::now();
             let out = store.overdue(&name, Timestamp::MAX, END).await;
             let out = out.map_err(EndError::Store)?;
             self.end_out(&name, &out, now).await?;

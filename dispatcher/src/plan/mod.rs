@@ -24,6 +24,7 @@ use self::resolve::{Resolver, Round};
 use self::route::{Person, Routes};
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Outgoing, Sharing};
 use crate::catalog::{Catalog, FullName};
+use crate::clock;
 use crate::fanout::definitions::{Definitions, unbase64};
 use crate::fanout::{self, Fanout, bundle};
 use crate::message::{
@@ -299,7 +300,7 @@ impl Plan {
         packed: &Arc<str>,
         ready: Arc<fanout::definitions::Ready>,
     ) -> Result<(), BrokerError> {
-        let now = Timestamp::now();
+        let now = clock::now();
         let declared = self.catalog.current();
         let template = &ready.compiled.definition().template;
         let routes = Routes::new(&request, template, &declared);
@@ -425,7 +426,7 @@ impl Plan {
     /// Resolves whatever is to be resolved, in turns, and sleeps until more comes.
     async fn resolve(&self) {
         loop {
-            let now = Timestamp::now();
+            let now = clock::now();
             let unresolved = match self.store.unresolved(now, RESOLVED).await {
                 Ok(unresolved) => unresolved,
                 Err(error) => {
@@ -484,8 +485,7 @@ impl Plan {
         };
         match next {
             Some(at) => {
-                let wait =
-                    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+                let wait = Duration::try_from(at.duration_since(clock::now())).unwrap_or_default();
                 let _ = tokio::time::timeout(wait.max(Duration::from_millis(5)), woken).await;
             }
             None => woken.await,

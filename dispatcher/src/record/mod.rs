@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::broker::{Broker, BrokerError, Incoming, MessageId, Sharing};
+use crate::clock;
 use crate::id::FullName;
 use crate::message::{self, DecodeError, Event, Events, Garbage, Step};
 use crate::metrics::{ChannelReason, Metrics};
@@ -137,7 +138,7 @@ impl Recorder {
 
     /// What follows from what was recorded.
     async fn tell(&self, events: Vec<Events>) {
-        let now = Timestamp::now();
+        let now = clock::now();
         for event in events.into_iter().flat_map(|events| events.outcomes) {
             match &event.step {
                 Step::Returned { .. } => {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, MessageId, Outgoing};
 use crate::catalog::Catalog;
+use crate::clock;
 use crate::deliver::load::Loads;
 use crate::message::{self, Events};
 use crate::metrics::Metrics;
@@ -71,7 +72,7 @@ impl Sweep {
 
     /// Looks once; answers how many deliveries were overdue.
     pub async fn sweep(&self) -> Result<u64, StoreError> {
-        let now = Timestamp::now();
+        let now = clock::now();
         // Nobody looks at what waits for what is suspended.
         let late = self.store.end_late(now).await?;
         if late > 0 {

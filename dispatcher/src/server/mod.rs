@@ -8,17 +8,22 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use herald_crds::{Channel, Resource};
+use herald_crds::names::{self, Path as RequestPath, Topic};
+use herald_crds::{Channel, Priority, Resource};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::settings::{Settings, SettingsError, need};
 use crate::api::{probes, serve};
+use crate::broker::Broker;
 use crate::broker::pulsar::PulsarBroker;
 use crate::catalog::folder::{FolderCatalog, ScanError};
 use crate::catalog::yaml;
+use crate::clock;
 use crate::deliver::ledger::Ledger;
 use crate::deliver::pod;
 use crate::deliver::watchdog;
@@ -30,6 +35,9 @@ use crate::provider::{self, BuildError, tls};
 use crate::store::postgres::PostgresStore;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
+
+/// How long a gateway waits to know what time it is. Without the broker it begins nothing that matters.
+const KNOWS_THE_TIME: Duration = Duration::from_secs(5);
 
 /// The servers of a cluster.
 #[derive(Debug, clap::Parser)]
@@ -144,6 +152,12 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let listener = listen("listen", settings.listen()).await?;
     let probes = listen("probes", settings.probes()).await?;
     let store = store(settings).await?;
+    let metrics = Arc::<Metrics>::default();
+    let topic = names::requests(RequestPath::Direct, Priority::Critical);
+    let (keeping, mut is_known) = keep_time(Arc::clone(&broker) as _, topic, &metrics);
+    let knowing = is_known.wait_for(|known| *known);
+    // Without the broker nothing becomes of what is due, nor of who asks.
+    let _ = tokio::time::timeout(KNOWS_THE_TIME, knowing).await;
     let credentials = settings.credentials.clone();
     let secrets = credentials.unwrap_or_else(|| declared.join("secrets"));
     let allow = settings.allow_private_addresses.unwrap_or(false);
@@ -151,7 +165,7 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         broker,
         store: Arc::clone(&store) as Arc<dyn Store>,
         catalog,
-        metrics: Arc::default(),
+        metrics,
         providers: provider::makers(secrets, allow),
         delivering: Delivering::Elsewhere,
         timing: settings.timing(),
@@ -170,8 +184,22 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     stop.await;
     tracing::info!("shutting down");
     gateway.stop().await;
+    keeping.abort();
     store.close().await;
     Ok(())
+}
+
+/// Keeps the time, until it is aborted; and whether it is known.
+fn keep_time(
+    broker: Arc<dyn Broker>,
+    topic: Topic,
+    metrics: &Arc<Metrics>,
+) -> (JoinHandle<()>, watch::Receiver<bool>) {
+    let (known, is_known) = watch::channel(false);
+    let metrics = Arc::clone(metrics);
+    let keeping =
+        tokio::spawn(async move { clock::keep(&*broker, &topic, &metrics, &known).await });
+    (keeping, is_known)
 }
 
 /// The database of all gateways.
@@ -234,8 +262,16 @@ async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let serving = tokio::spawn(async move {
         serve::serve(listener, router, drain, until.cancelled()).await;
     });
+    let topic = names::events(&name);
+    let (keeping, mut is_known) = keep_time(Arc::clone(&shared.broker), topic, &shared.metrics);
     let asked = stopping.clone();
-    let delivering = pod::run(worker, ledger, shared, &ready, stopping);
+    let delivering = async {
+        // Before that what is old may be taken for young.
+        let knowing = is_known.wait_for(|known| *known);
+        if stopping.run_until_cancelled(knowing).await.is_some() {
+            pod::run(worker, ledger, shared, &ready, stopping.clone()).await;
+        }
+    };
     let stopped = async {
         stop.await;
         tracing::info!("shutting down: finishing what is being sent");
@@ -243,6 +279,7 @@ async fn deliver(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     };
     futures::join!(delivering, stopped);
     beating.abort();
+    keeping.abort();
     ended.cancel();
     // One that panicked has said so already.
     let _ = serving.await;

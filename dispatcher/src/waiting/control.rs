@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use herald_crds::{Priority, names};
-use jiff::Timestamp;
 
 use super::Lanes;
 use crate::broker::{Broker, BrokerError, Outgoing};
+use crate::clock;
 use crate::deliver::ledger::Ledger;
 use crate::id::{FullName, NotificationId};
 use crate::message::{self, Control, Events};
@@ -64,7 +64,7 @@ impl Orders {
     pub async fn cancel(&self, notification: &NotificationId) -> Result<Reached, ControlError> {
         let recalled = self
             .store
-            .cancel(notification, Timestamp::now())
+            .cancel(notification, clock::now())
             .await
             .map_err(ControlError::Store)?;
         self.tell(recalled, Control::Cancel).await
@@ -76,7 +76,7 @@ impl Orders {
         namespace: &str,
         template: &str,
     ) -> Result<Reached, ControlError> {
-        let now = Timestamp::now();
+        let now = clock::now();
         let recalled = self
             .store
             .cancel_template(namespace, template, now)
@@ -91,7 +91,7 @@ impl Orders {
         notification: &NotificationId,
         priority: Priority,
     ) -> Result<Reached, ControlError> {
-        let now = Timestamp::now();
+        let now = clock::now();
         let recalled = self
             .store
             .prioritize(notification, priority, now)

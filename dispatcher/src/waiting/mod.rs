@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use herald_crds::Priority;
-use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Snapshot};
+use crate::clock;
 use crate::id::FullName;
 use crate::metrics::Metrics;
 use crate::store::{News, Store, StoreError};
@@ -268,7 +268,7 @@ pub async fn ripen(
 ) {
     stop.run_until_cancelled(async {
         loop {
-            let next = match store.ripen(Timestamp::now(), RIPEN).await {
+            let next = match store.ripen(clock::now(), RIPEN).await {
                 Ok(ripe) if !ripe.is_empty() => {
                     for (channel, class) in ripe {
                         lanes.ready(&channel, Some(class));
@@ -283,7 +283,7 @@ pub async fn ripen(
                 Ok(None) => woken.await,
                 Ok(Some(at)) => {
                     let wait =
-                        Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+                        Duration::try_from(at.duration_since(clock::now())).unwrap_or_default();
                     let _ = tokio::time::timeout(wait.max(Duration::from_millis(5)), woken).await;
                 }
                 Err(error) => {

@@ -11,6 +11,7 @@ use tracing::Instrument;
 use super::{Lanes, pace};
 use crate::broker::{Broker, BrokerError, Outgoing};
 use crate::catalog::{Catalog, FullName};
+use crate::clock;
 use crate::deliver::ledger::Ledger;
 use crate::fanout::{FannedOut, Fanout, bundle};
 use crate::id::DeliveryId;
@@ -176,7 +177,7 @@ impl Release {
         if count == 0 {
             return Ok(0);
         }
-        let now = Timestamp::now();
+        let now = clock::now();
         let fanned = self
             .fanout
             .chunk(&self.channel, &channel.spec, class, rows, now)

@@ -1,8 +1,9 @@
 //! What runs in a cluster, as processes on this machine: gateways and deliver pods over Pulsar and PostgreSQL.
 //!
-//! - This file: starting them, and what they all know. [`load`]: what is sent,
+//! - This file: starting them, and what they all know. [`clock`]: clocks that can be set. [`load`]: what is sent,
 //!   and when it was accepted. [`sent`]: what the pods say that they sent.
 
+mod clock;
 pub mod load;
 pub mod sent;
 
@@ -17,6 +18,7 @@ use herald_e2e::process::{self, Running};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+pub use self::clock::Clock;
 use crate::server::{Api, KEY, ready};
 
 /// The role that Herald has with Pulsar.
@@ -176,7 +178,13 @@ impl Cluster {
         &self.program
     }
 
-    fn command(&self, role: &str, probes: u16, access: &Access) -> Command {
+    fn command(
+        &self,
+        role: &str,
+        name: &str,
+        probes: u16,
+        access: &Access,
+    ) -> anyhow::Result<Command> {
         let mut command = Command::new(&self.program);
         let horizon = self.setup.horizon.as_secs();
         command
@@ -188,7 +196,16 @@ impl Cluster {
             .args(["--probes", &format!("127.0.0.1:{probes}")])
             .args(["--window", &self.setup.window.to_string()])
             .args(["--horizon-seconds", &horizon.to_string()]);
-        command
+        Clock::of(&self.folder, name).put_before(&mut command)?;
+        Ok(command)
+    }
+
+    /// The clock of a process by its name, which can be set from its next start on.
+    pub fn clock(&self, name: &str) -> anyhow::Result<Clock> {
+        process::need(&["faketime"])?;
+        let clock = Clock::of(&self.folder, name);
+        clock.ahead(0)?;
+        Ok(clock)
     }
 
     /// A gateway, once it is ready.
@@ -222,7 +239,8 @@ impl Cluster {
     }
 
     fn spawn_gateway(&self, gateway: &mut Gateway) -> anyhow::Result<()> {
-        let mut command = self.command("gateway", gateway.ports[1], &gateway.access);
+        let mut command =
+            self.command("gateway", &gateway.name, gateway.ports[1], &gateway.access)?;
         command
             .arg("--declared")
             .arg(self.folder.join("declared"))
@@ -268,7 +286,7 @@ impl Cluster {
         let file = self.folder.join(format!("{}.yaml", pod.name));
         let sent = self.folder.join(format!("sent/{}.jsonl", pod.name));
         fs::write(&file, pod.channel.declaration(&sent)).context("cannot write the Channel")?;
-        let mut command = self.command("deliver", pod.port, &pod.access);
+        let mut command = self.command("deliver", &pod.name, pod.port, &pod.access)?;
         command
             .args(["--pod", &pod.name])
             .arg("--channel")

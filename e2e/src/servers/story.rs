@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use jiff::Timestamp;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -17,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Where schedules send to.
+pub(super) const SCHEDULED: &str = "schedule@single.example";
 
 /// Everything that was accepted.
 pub(super) struct Story {
@@ -55,10 +59,21 @@ impl Story {
         template: &str,
         count: usize,
     ) -> anyhow::Result<Vec<String>> {
+        self.send_at(api, template, count, None).await
+    }
+
+    /// The same, to be sent at a certain time; `None`: at once.
+    pub(super) async fn send_at(
+        &mut self,
+        api: &Api,
+        template: &str,
+        count: usize,
+        at: Option<Timestamp>,
+    ) -> anyhow::Result<Vec<String>> {
         let apis = [api.clone()];
         let mut sending = tokio::task::JoinSet::new();
         for _ in 0..count {
-            let (address, body) = self.next(template);
+            let (address, body) = self.next(template, at);
             let apis = apis.clone();
             sending.spawn(async move {
                 let mut repeated = BTreeMap::new();
@@ -81,7 +96,7 @@ impl Story {
         api: &Api,
         template: &str,
     ) -> anyhow::Result<(Response, String)> {
-        let (address, body) = self.next(template);
+        let (address, body) = self.next(template, None);
         let answer = api
             .post(&path())
             .header("content-type", "application/json")
@@ -95,14 +110,17 @@ impl Story {
         Ok((answer, address))
     }
 
-    fn next(&mut self, template: &str) -> (String, String) {
+    fn next(&mut self, template: &str, at: Option<Timestamp>) -> (String, String) {
         self.number += 1;
         let address = format!("n{}@single.example", self.number);
-        let body = json!({
+        let mut body = json!({
             "template": template,
             "recipients": [{"address": {"email": address}}],
             "parameters": {"number": self.number},
         });
+        if let Some(at) = at {
+            body["sendAt"] = json!(at);
+        }
         (address, body.to_string())
     }
 
@@ -115,6 +133,23 @@ impl Story {
             .iter()
             .filter(|a| sent.contains(a.as_str()))
             .count())
+    }
+
+    /// How many times schedules have sent until now.
+    pub(super) fn scheduled(&self) -> anyhow::Result<usize> {
+        let sent = sent::read(&self.folder)?;
+        Ok(sent
+            .iter()
+            .filter(|sent| &*sent.endpoint == SCHEDULED)
+            .count())
+    }
+
+    /// When the first of these was sent.
+    pub(super) fn first(&self, addresses: &[String]) -> anyhow::Result<Timestamp> {
+        let sent = sent::read(&self.folder)?;
+        let mut sent = sent.iter();
+        let first = sent.find(|sent| addresses.iter().any(|a| *a == *sent.endpoint));
+        Ok(first.context("none of these was sent")?.at)
     }
 
     /// Waits until all of these were sent; how long that took.
@@ -142,7 +177,8 @@ impl Story {
         self.arrive(&addresses, PATIENCE).await.context("lost")?;
         // What comes twice may come late.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let sent = sent::read(&self.folder)?;
+        let mut sent = sent::read(&self.folder)?;
+        sent.retain(|sent| &*sent.endpoint != SCHEDULED);
         let mut copies: HashMap<&str, usize> = HashMap::new();
         for sent in &sent {
             *copies.entry(&sent.endpoint).or_default() += 1;

@@ -64,6 +64,27 @@ pub(super) async fn counts(probes: &Api, metric: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Waits until a metric is about `expected`, by no more than `about`.
+pub(super) async fn reads(
+    probes: &Api,
+    metric: &str,
+    expected: f64,
+    about: f64,
+) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let value = probes.metrics().await?.get(metric).copied();
+        if value.is_some_and(|value| (value - expected).abs() <= about) {
+            return Ok(());
+        }
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "{metric} is {value:?}, not {expected}"
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Waits until it is ready.
 pub(super) async fn gets_ready(name: &str, probes: &Api) -> anyhow::Result<()> {
     let begin = Instant::now();

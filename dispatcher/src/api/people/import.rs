@@ -6,7 +6,6 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use jiff::Timestamp;
 use serde::Deserialize;
 use std::time::Duration;
 use utoipa::IntoParams;
@@ -17,6 +16,7 @@ use super::super::body::media_type;
 use super::super::{Api, Caller, FieldError, Kind, Params, Problem};
 use super::check_managed;
 use crate::accept::Scope;
+use crate::clock;
 use crate::people::{Format, ImportError, ImportReport, import};
 use crate::store::StoreError;
 
@@ -62,7 +62,7 @@ async fn recipients(
     }
     let format = format(&headers)?;
     let body = body.into_data_stream();
-    import(&*api.store, &namespace, group, format, body, Timestamp::now)
+    import(&*api.store, &namespace, group, format, body, clock::now)
         .await
         .map(Json)
         .map_err(stopped)

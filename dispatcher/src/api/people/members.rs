@@ -7,7 +7,6 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use herald_crds::address::check_recipient_id;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,6 +16,7 @@ use super::super::page::PageQuery;
 use super::super::{Api, Caller, FieldError, JsonBody, PageOf, Params, Problem, page};
 use super::{check_id, check_managed};
 use crate::accept::Scope;
+use crate::clock;
 
 /// Most members that are added and removed at a time.
 const MOST_CHANGES: usize = 10_000;
@@ -74,7 +74,7 @@ async fn add(
     check_id(&id)?;
     check_managed(&api, &namespace, &group)?;
     api.store
-        .change_members(&namespace, &group, &[id], &[], Timestamp::now())
+        .change_members(&namespace, &group, &[id], &[], clock::now())
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -99,7 +99,7 @@ async fn remove(
     let ids = [id];
     let (_, removed) = api
         .store
-        .change_members(&namespace, &group, &[], &ids, Timestamp::now())
+        .change_members(&namespace, &group, &[], &ids, clock::now())
         .await?;
     if removed == 0 {
         return Err(Problem::not_found(&format!("member {:?}", ids[0])));
@@ -155,7 +155,7 @@ async fn batch(
     }
     let (added, removed) = api
         .store
-        .change_members(&namespace, &group, &add, &remove, Timestamp::now())
+        .change_members(&namespace, &group, &add, &remove, clock::now())
         .await?;
     Ok(Json(Changed { added, removed }))
 }

@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,6 +19,7 @@ use super::super::view::Delivery;
 use super::super::{Api, Caller, JsonBody, Kind, PageOf, Params, Problem, page};
 use super::{check_id, invalid};
 use crate::accept::Scope;
+use crate::clock;
 use crate::people::problems;
 use crate::store::Recipient;
 
@@ -114,7 +114,7 @@ async fn put(
     for _ in 0..TRIES {
         let current = api.store.recipient(&namespace, &recipient.id).await?;
         check_version(&headers, current.as_ref())?;
-        let now = Timestamp::now();
+        let now = clock::now();
         let replaced = api
             .store
             .replace_recipient(&namespace, &recipient, current.as_ref(), now)
@@ -203,7 +203,7 @@ async fn patch(
         merge(&mut value, &patch);
         let mut recipient: Recipient = from_value(value)?;
         name(&mut recipient, id.clone())?;
-        let now = Timestamp::now();
+        let now = clock::now();
         let replaced = api
             .store
             .replace_recipient(&namespace, &recipient, Some(&current), now)
@@ -251,7 +251,7 @@ async fn delete(
     caller: Caller,
 ) -> Result<StatusCode, Problem> {
     caller.require(Scope::RecipientsWrite)?;
-    let now = Timestamp::now();
+    let now = clock::now();
     if api.store.delete_recipient(&namespace, &id, now).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {

@@ -9,7 +9,6 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use herald_crds::address::{check_email, check_url};
 use herald_crds::{Medium, pattern};
-use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -19,6 +18,7 @@ use super::super::body::{collect, from_json};
 use super::super::page::PageQuery;
 use super::super::{Api, Caller, FieldError, Kind, PageOf, Params, Problem, page};
 use crate::accept::Scope;
+use crate::clock;
 use crate::store::SuppressedAddress;
 
 /// Longest reason, in bytes.
@@ -138,7 +138,7 @@ async fn put(
         medium,
         address,
         reason,
-        since: Timestamp::now(),
+        since: clock::now(),
     };
     api.store.suppress(&namespace, &entry).await?;
     // As it is kept, which is to the millisecond.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Next, Queue};
 use super::worker::Command;
 use super::{Inner, READ_ROWS, read, schema};
 use crate::broker::{Acknowledger, BrokerError, Consumer, Incoming, MessageId, Sharing};
+use crate::clock;
 
 /// Longest sleep until something is due: a clock that was set forward is noticed this late.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ impl EmbeddedConsumer {
             number,
         } = &*self.hold;
         let _turn = queue.turn.lock().await;
-        let now = Timestamp::now().as_millisecond();
+        let now = clock::now().as_millisecond();
         let Some(reading) = queue.begin(*number, now) else {
             return Ok(());
         };
@@ -117,7 +117,7 @@ impl Consumer for EmbeddedConsumer {
                 return Ok(message);
             }
             self.changed.mark_unchanged();
-            let now = Timestamp::now().as_millisecond();
+            let now = clock::now().as_millisecond();
             let due = match queue.next(*number, now) {
                 Next::Read => {
                     self.read().await?;

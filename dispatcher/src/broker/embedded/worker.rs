@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
@@ -13,6 +12,7 @@ use super::Shared;
 use super::queue::{Queue, Row};
 use super::schema;
 use crate::broker::BrokerError;
+use crate::clock;
 use crate::sqlite;
 
 /// Most commands in one transaction.
@@ -337,7 +337,7 @@ impl Worker {
 
     /// Deletes some of what retained topics need no longer, and decides when to look again.
     async fn expire(&mut self) {
-        let before = Timestamp::now().as_millisecond() - self.shared.retention.as_millis() as i64;
+        let before = clock::now().as_millisecond() - self.shared.retention.as_millis() as i64;
         let mut more = false;
         let mut kept = false;
         for queue in self.shared.retained() {
@@ -403,7 +403,7 @@ async fn insert(
     connection: &mut SqliteConnection,
     mut rows: &[(&Row, i64)],
 ) -> Result<usize, sqlx::Error> {
-    let now = Timestamp::now().as_millisecond();
+    let now = clock::now().as_millisecond();
     let mut bytes = 0;
     for (count, statement) in schema::INSERTS.iter() {
         while let Some((chunk, rest)) = rows.split_at_checked(*count) {

@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use herald_crds::names::{self, Topic};
-use jiff::Timestamp;
 use pulsar::consumer::InitialPosition;
 use pulsar::proto::MessageIdData;
 use pulsar::{ConsumerOptions, SubType, TokioExecutor};
@@ -20,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::client::{Client, Connection};
 use super::error::Trouble;
 use crate::broker::{Acknowledger, BrokerError, Consumer, Incoming, MessageId, Sharing};
+use crate::clock;
 
 /// Silence after which the broker is asked whether it still knows the consumer.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ struct Arrived {
 impl Arrived {
     fn is_due(&self) -> bool {
         self.due
-            .is_none_or(|due| due <= Timestamp::now().as_millisecond())
+            .is_none_or(|due| due <= clock::now().as_millisecond())
     }
 }
 
@@ -432,7 +432,7 @@ impl Partition {
 impl Consumer for PulsarConsumer {
     async fn receive(&mut self) -> Result<Incoming, BrokerError> {
         loop {
-            let now = Timestamp::now().as_millisecond();
+            let now = clock::now().as_millisecond();
             let is_early = !self.early.is_empty();
             let wait = match self.early.peek() {
                 Some(Reverse(next)) => next.due.unwrap_or(now).saturating_sub(now).max(0),

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::Settings;
 use crate::broker::BrokerError;
+use crate::clock;
 
 /// What went wrong, as far as it matters what to do about it.
 #[derive(Debug, Clone)]
@@ -180,7 +181,7 @@ impl Trouble {
 /// When the token expired; `None` if it has not, or does not say.
 fn ended(settings: &Settings) -> Option<Timestamp> {
     let end = Timestamp::from_second(settings.token.claims().exp?).ok()?;
-    (end <= Timestamp::now()).then_some(end)
+    (end <= clock::now()).then_some(end)
 }
 
 /// Of all that can go wrong while connecting, what no further attempt would cure is told apart by this text alone.

@@ -7,6 +7,7 @@
 //! - `producers`: many receipts in flight, partitions by the key's hash.
 //! - `consumer`: one for each partition, which ends rather than go on after a break.
 //! - `tail`: reads along, and what the last message is.
+//! - `time`: what time it is there.
 //! - `error`: what the client says, with what to do about it.
 //!
 //! # What is so on purpose
@@ -27,6 +28,7 @@ mod consumer;
 mod error;
 mod producers;
 mod tail;
+mod time;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ use self::client::Connection;
 use self::producers::Producers;
 use self::tail::LastMessages;
 use super::{Broker, BrokerError, Consumer, MessageId, Outgoing, Sharing, Tail};
+use crate::clock::Told;
 
 /// Where Pulsar is, and as whom to speak to it.
 #[derive(Debug, Clone)]
@@ -192,5 +195,9 @@ impl Broker for PulsarBroker {
 
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError> {
         self.last_messages.ask(topic).await
+    }
+
+    async fn time(&self, topic: &Topic) -> Result<Option<Told>, BrokerError> {
+        time::ask(&self.tails, topic).await.map(Some)
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::client::Connection;
+use super::client::{Client, Connection};
 use super::error::Trouble;
 use crate::broker::{BrokerError, Incoming, MessageId, Tail};
 
@@ -34,13 +34,13 @@ const IDLE: Duration = Duration::from_secs(60);
 const QUESTIONS: usize = 1_024;
 
 /// The client's consumer, of the one partition.
-type Raw = pulsar::Consumer<Vec<u8>, TokioExecutor>;
+pub(super) type Raw = pulsar::Consumer<Vec<u8>, TokioExecutor>;
 
 /// Before all messages, as the broker says it: ledger and entry −1.
 const EARLIEST: (u64, u64) = (u64::MAX, u64::MAX);
 
 /// After all messages.
-const LATEST: (u64, u64) = (i64::MAX as u64, i64::MAX as u64);
+pub(super) const LATEST: (u64, u64) = (i64::MAX as u64, i64::MAX as u64);
 
 /// A reader of the only partition of a topic, beginning after `start`, with so many messages ahead.
 async fn read(
@@ -59,36 +59,44 @@ async fn read(
                 "only a topic of one partition can be read along",
             ));
         };
-        let (ledger_id, entry_id) = start;
-        let ahead = ahead as u32;
         renewals.mark_unchanged();
-        // The client's own reader would acknowledge each message.
-        let opening = client
-            .consumer()
-            .with_topic(partition)
-            .with_subscription(format!("tail-{:016x}", rand::random::<u64>()))
-            .with_subscription_type(SubType::Exclusive)
-            .with_consumer_name(format!("herald-{:016x}", rand::random::<u64>()))
-            .with_batch_size(ahead)
-            .with_options(
-                ConsumerOptions::default()
-                    .durable(false)
-                    .with_receiver_queue_size(ahead)
-                    .starting_on_message(MessageIdData {
-                        ledger_id,
-                        entry_id,
-                        ..MessageIdData::default()
-                    }),
-            )
-            .build();
-        let reader = Box::pin(opening)
-            .await
-            .map_err(|error| Trouble::of(&error))?;
+        let reader = open(&client, partition, start, ahead).await?;
         Ok((reader, renewals))
     });
     reading
         .await
         .unwrap_or_else(|error| Err(Trouble::other(error.to_string())))
+}
+
+/// A reader of a partition by its full name. Only to be awaited by what is not given up.
+pub(super) async fn open(
+    client: &Client,
+    partition: &str,
+    start: (u64, u64),
+    ahead: usize,
+) -> Result<Raw, Trouble> {
+    let (ledger_id, entry_id) = start;
+    let ahead = ahead as u32;
+    // The client's own reader would acknowledge each message.
+    let opening = client
+        .consumer()
+        .with_topic(partition)
+        .with_subscription(format!("tail-{:016x}", rand::random::<u64>()))
+        .with_subscription_type(SubType::Exclusive)
+        .with_consumer_name(format!("herald-{:016x}", rand::random::<u64>()))
+        .with_batch_size(ahead)
+        .with_options(
+            ConsumerOptions::default()
+                .durable(false)
+                .with_receiver_queue_size(ahead)
+                .starting_on_message(MessageIdData {
+                    ledger_id,
+                    entry_id,
+                    ..MessageIdData::default()
+                }),
+        )
+        .build();
+    Box::pin(opening).await.map_err(|error| Trouble::of(&error))
 }
 
 /// What the broker says of the last message; `None`: there is none.

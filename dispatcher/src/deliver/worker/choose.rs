@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -11,6 +10,7 @@ use tracing::Instrument;
 
 use super::send::Begun;
 use super::{Worker, lock};
+use crate::clock;
 use crate::deliver::breaker::Permit;
 use crate::deliver::load::Limit;
 use crate::deliver::outcomes::Finished;
@@ -91,7 +91,7 @@ impl Worker {
         self.sort_again();
         let mut queues = self.queues();
         let mut scheduler = lock(&self.scheduler);
-        while let Some(turn) = scheduler.next(queues.heads(Timestamp::now())) {
+        while let Some(turn) = scheduler.next(queues.heads(clock::now())) {
             let Some(held) = queues.pop(turn.class()) else {
                 break;
             };

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{NamedProvider, Worker, lock};
+use crate::clock;
 use crate::deliver::retry::{self, Attempt, Next, NotYet};
 use crate::deliver::watchdog::STUCK;
 use crate::message::Delivery;
@@ -41,7 +42,7 @@ impl Worker {
             ..
         } = &self.providers[index];
         if let Some(not_yet) = not_yet {
-            let at = Timestamp::now();
+            let at = clock::now();
             return (
                 retry::put_off(delivery, not_yet, &self.shared.timing, at),
                 at,
@@ -88,9 +89,9 @@ impl Worker {
             delivery,
             &self.spec,
             &self.shared.timing,
-            Timestamp::now(),
+            clock::now(),
         );
-        (next, Timestamp::now())
+        (next, clock::now())
     }
 
     fn count(&self, delivery: &Delivery, provider: usize, outcome: &Outcome, took: Duration) {
@@ -101,9 +102,7 @@ impl Worker {
         let reason = match outcome {
             Outcome::Sent { .. } => {
                 counters.sent.inc();
-                let waited = Timestamp::now()
-                    .duration_since(delivery.ready_at)
-                    .as_secs_f64();
+                let waited = clock::now().duration_since(delivery.ready_at).as_secs_f64();
                 counters.ready_to_sent.observe(waited.max(0.0));
                 return;
             }

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use herald_crds::names::Topic;
 use herald_crds::{Priority, names};
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 use crate::broker::{BrokerError, Consumer, Incoming, MessageId, Outgoing, Sharing};
+use crate::clock;
 use crate::deliver::outcomes::Finished;
 use crate::deliver::queue::{Acknowledgement, Held, Hold};
 use crate::message::{self, Bundle, DecodeError, Delivery, Garbage};
@@ -197,7 +197,7 @@ impl Worker {
             DecodeError::Newer { .. } => {
                 tracing::error!(%error, "a message of a newer format is parked in the relay");
                 let [_, relay] = names::relays(&self.channel);
-                let deliver_at = Some(Timestamp::now() + self.shared.timing.relays[1]);
+                let deliver_at = Some(clock::now() + self.shared.timing.relays[1]);
                 self.broker
                     .publish(
                         &relay,

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use herald_crds::{Priority, names};
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Worker, lock};
 use crate::broker::Outgoing;
+use crate::clock;
 use crate::deliver::load::{Limit, Load, ProviderLoad};
 use crate::deliver::outcomes::Finished;
 use crate::deliver::share::Wants;
@@ -80,7 +80,7 @@ impl Worker {
     fn load(&self, drain: [f64; Priority::COUNT]) -> Load {
         let (waiting, oldest, held_since) = {
             let queues = self.queues();
-            let oldest = queues.heads(Timestamp::now());
+            let oldest = queues.heads(clock::now());
             (queues.waiting(), oldest, queues.held_since())
         };
         let now = Instant::now();

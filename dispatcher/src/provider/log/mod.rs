@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Outcome, Provider, Reason};
+use crate::clock;
 use crate::id::{DeliveryId, NotificationId};
 use crate::message::Delivery;
 
@@ -73,7 +74,7 @@ impl Log {
         serde_json::to_writer(
             &mut line,
             &Line {
-                at: Timestamp::now(),
+                at: clock::now(),
                 outcome,
                 delivery: delivery.id,
                 notification: delivery.notification,

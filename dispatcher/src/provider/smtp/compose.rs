@@ -1,13 +1,12 @@
 //! A delivery becomes a mail (RFC 5322).
 
-use std::time::SystemTime;
-
 use herald_crds::render::Rendered;
 use lettre::Address;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, MultiPart, SinglePart};
 
 use super::session::Mail;
+use crate::clock;
 use crate::message::Delivery;
 
 /// Header fields that Herald sets, or that tell how a mail travelled, which nobody may claim.
@@ -81,7 +80,7 @@ pub fn compose(from: &Mailbox, delivery: &Delivery) -> Result<Mail, ComposeError
         .to(Mailbox::new(None, to.email.clone()))
         .subject(one_line(subject))
         .message_id(Some(id))
-        .date(SystemTime::now())
+        .date(clock::now().into())
         .raw_header(field("Auto-Submitted", "auto-generated")?);
     if let Some(reply_to) = reply_to {
         builder = builder.reply_to(parse(reply_to).ok_or(ComposeError::ParseReplyTo)?);

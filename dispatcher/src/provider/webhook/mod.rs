@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use herald_crds::WebhookSpec;
-use jiff::Timestamp;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
@@ -23,6 +22,7 @@ use tokio::time::Instant;
 use super::address::{self, ResolveError};
 use super::credentials::Credentials;
 use super::{BuildError, Context, Outcome, Provider, Reason, tls};
+use crate::clock;
 use crate::message::Delivery;
 use body::Handover;
 
@@ -176,7 +176,7 @@ impl Webhook {
 
     fn headers(&self, delivery: &Delivery, payload: &body::Payload) -> Result<HeaderMap, Reason> {
         let id = delivery.id.to_string();
-        let now = Timestamp::now().as_second();
+        let now = clock::now().as_second();
         let mut headers = self.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(payload.content_type));
         headers.insert("webhook-timestamp", now.into());
@@ -279,7 +279,7 @@ async fn answered(delivery: &Delivery, mut answer: Response, deadline: Instant) 
         .headers()
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
-        .and_then(|value| retry_after(value, SystemTime::now()));
+        .and_then(|value| retry_after(value, clock::now().into()));
     // Read also when it says nothing new: a connection whose answer was read to its end can be used again.
     let said = read(&mut answer, deadline.min(Instant::now() + ANSWER_TIMEOUT)).await;
     if status.is_success() {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::{PostgresStore, days, failed, millis};
+use crate::clock;
 use crate::store::StoreError;
 
 /// Most rows of the smaller tables that one call of `expire` deletes of each.
@@ -16,7 +17,7 @@ impl PostgresStore {
         before: Timestamp,
         limit: usize,
     ) -> Result<u64, StoreError> {
-        self.make_days_ahead(Timestamp::now()).await?;
+        self.make_days_ahead(clock::now()).await?;
         let before = millis(before);
         let day = days::day(before);
         self.drop_days(day, before).await?;

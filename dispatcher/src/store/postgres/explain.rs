@@ -81,7 +81,7 @@ fn whole(node: &Value, found: &mut Vec<String>) {
 #[tokio::test]
 async fn no_statement_reads_a_whole_table() {
     let opened = open().await;
-    let today = days::day(Timestamp::now().as_millisecond());
+    let today = days::day(clock::now().as_millisecond());
     let sent = plain::of_day(plain::SENT, today);
     let retrying = plain::of_day(plain::RETRYING, today);
     let statements: Vec<&str> = [
@@ -214,7 +214,7 @@ async fn no_statement_reads_a_whole_table() {
 async fn only_the_days_that_matter_are_looked_into() {
     let opened = open().await;
     let mut connection = opened.store.pool.acquire().await.unwrap();
-    let today = days::day(Timestamp::now().as_millisecond());
+    let today = days::day(clock::now().as_millisecond());
     let question = format!(
         "EXPLAIN (FORMAT TEXT) {}",
         waiting::DUE

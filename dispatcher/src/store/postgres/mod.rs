@@ -45,7 +45,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection as _, Postgres, Transaction};
 use tokio::sync::watch;
@@ -56,6 +55,7 @@ use super::columns::{
     timestamp, unanswered,
 };
 use super::{StoreError, asked, cursor, fold, trail, turns};
+use crate::clock;
 
 /// How the database is reached.
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl PostgresStore {
         };
         if is_here {
             store.read_channels().await?;
-            store.make_days_ahead(Timestamp::now()).await?;
+            store.make_days_ahead(clock::now()).await?;
         }
         Ok(store)
     }
