@@ -177,6 +177,6 @@ async fn taken(
     )
     .await?;
     execute(connection, format!("VACUUM {table}")).await?;
-    let portions = lines.chunks(AT_A_TIME).map(|lines| lines.concat());
+    let portions = lines.chunks(AT_A_TIME).map(<[_]>::concat);
     Ok(portions.collect())
 }

@@ -78,7 +78,7 @@ pub async fn measure(
         )
         .await?;
         let mut nobody = vec![(); at_a_time];
-        let by_store = asked(&mut nobody, &some(at_a_time + SEVERAL), async |_, one| {
+        let by_store = asked(&mut nobody, &some(at_a_time + SEVERAL), async |(), one| {
             let found = store.delivery(NAMESPACE, &one.id).await?;
             found.map(drop).context("a delivery is not found")
         })
