@@ -107,8 +107,10 @@ fn agree(one: Offset, other: Offset) -> bool {
 fn believed(kept: Option<Offset>, machine: Offset, broker: Reading) -> Offset {
     match kept {
         // Small corrections of it are followed.
+        Some(kept) if agree(kept, machine) && broker.agrees(machine) => machine,
+        // Also if an answer took so long that it agrees with everybody.
+        Some(kept) if agree(kept, machine) || broker.agrees(kept) => kept,
         _ if broker.agrees(machine) => machine,
-        Some(kept) if broker.agrees(kept) || agree(kept, machine) => kept,
         // A machine that has just started is wrong more often than a broker, and the others have the same broker.
         _ => broker.middle(),
     }
@@ -154,8 +156,10 @@ pub async fn keep(
                 Err(error) => {
                     metrics.broker_failed("time");
                     tracing::warn!(%error, "the broker cannot be asked what time it is, trying again");
-                    // Until it is known somebody waits for it.
-                    asked = is_known.borrow().then(Instant::now);
+                    // Until it is known somebody waits for it; and while the machine's is another, one of the two is wrong.
+                    let kept = KEPT.load(Ordering::Relaxed);
+                    let is_settled = *is_known.borrow() && agree(kept, seen);
+                    asked = is_settled.then(Instant::now);
                 }
             }
         }
@@ -283,8 +287,9 @@ mod tests {
             least: -5 * SECOND,
             most: 5 * SECOND,
         };
-        assert_eq!(believed(Some(0), 6 * SECOND, slow), 6 * SECOND);
+        assert_eq!(believed(Some(0), 6 * SECOND, slow), 0, "nobody is wrong");
         assert_eq!(believed(Some(0), 8 * SECOND, slow), 0);
+        assert_eq!(believed(Some(9 * SECOND), 6 * SECOND, slow), 6 * SECOND);
     }
 
     #[test]

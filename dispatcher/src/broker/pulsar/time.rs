@@ -37,13 +37,14 @@ async fn told(connection: &Connection, topic: &Topic) -> Result<Told, Trouble> {
     };
     let from = Instant::now();
     let mut reader = open(&client, partition, LATEST, AHEAD).await?;
-    let until = Instant::now();
     while let Some(Some(_)) = reader.next().now_or_never() {}
     let patience = connection.settings().operation_timeout;
     let stats = match tokio::time::timeout(patience, Box::pin(reader.get_stats())).await {
         Ok(stats) => stats.map_err(|error| Trouble::of(&error))?,
         Err(_) => return Err(Trouble::other("it does not answer any more")),
     };
+    // Not before: the client may have made the consumer anew in between.
+    let until = Instant::now();
     let since = stats.into_iter().find_map(|stats| stats.connected_since);
     let since =
         since.ok_or_else(|| Trouble::other("it does not say since when a consumer is there"))?;
