@@ -165,13 +165,13 @@ pub fn write(
         .map_or("\n", |(_, by_hand)| by_hand);
     let mut page = format!(
         "# Benchmarks\n\n\
-         Written by `make bench`, which takes about ten minutes; `--only NAME` takes one section again.\n\n\
+         Written by `make bench`, which takes about half an hour; `--only NAME` takes one section again.\n\n\
          {machine}\n\n\
-         The server is the release `herald local` as a process of its own, measured from outside: over HTTP and from \
-         `/proc`. The client runs on the same machine and has its share of the processors. Each figure stands beside a raw \
-         baseline of the same run, without Herald, on the same disk: **ratios are the goal**, absolute figures say what this \
-         machine does. A section's load is the length of the run queue, over the minute before it began: with more than 1 \
-         the machine had other work too, and figures are noisier and lower.\n"
+         The server is the release `herald local`, or `herald-dispatcher` over Pulsar and PostgreSQL on the same machine, as \
+         processes of their own, measured from outside: over HTTP and from `/proc`. The client runs on the same machine and \
+         has its share of the processors. Each figure stands beside a raw baseline of the same run, without Herald, on the \
+         same disk: **ratios are the goal**, absolute figures say what this machine does. A section's load is the length of \
+         the run queue, over the minute before it began: with more than 1 the machine had other work too, and figures are noisier and lower.\n"
     );
     for name in order {
         let Some(section) = sections.get(*name) else {
