@@ -56,13 +56,13 @@ impl PostgresStore {
             tx: Some(tx),
             ..Held::default()
         };
-        let mut last: Vec<Option<&ChunkRow>> = vec![None; heads.len()];
-        for (index, row) in rows.iter().filter(|(index, _)| heads[*index].open) {
-            last[*index] = Some(row);
+        let mut last: Vec<Option<&Taken>> = vec![None; heads.len()];
+        for row in rows.iter().filter(|(index, _)| heads[*index].open) {
+            last[row.0] = Some(row);
         }
         for (head, last) in heads.iter().zip(last) {
-            if let Some(last) = last {
-                places.note(head, last.1, &last.2);
+            if let Some((due, id)) = last.map(place) {
+                places.note(head, due, id);
             } else if !head.open {
                 places.forget(head);
             }
@@ -91,8 +91,16 @@ impl PostgresStore {
     }
 }
 
-/// Heads, and their rows with the indexes of their heads.
-type Found = (Vec<Head>, Vec<(usize, ChunkRow)>);
+/// A row, with the index of its head.
+type Taken = (usize, ChunkRow);
+
+/// Heads, and their rows.
+type Found = (Vec<Head>, Vec<Taken>);
+
+/// The order in which a notification's rows are taken: due, id.
+fn place((_, row): &Taken) -> (i64, &[u8]) {
+    (row.1, &row.2)
+}
 
 /// Takes rows in turn, each notification's from its place on.
 async fn look(
@@ -104,12 +112,18 @@ async fn look(
     since: i32,
 ) -> Result<Found, StoreError> {
     let mut heads = heads(connection, (channel, class), turn, places, limit, since).await?;
-    let mut rows: Vec<(usize, ChunkRow)> = Vec::with_capacity(limit);
+    let mut rows: Vec<Taken> = Vec::with_capacity(limit);
+    // Of each head, the last row that was taken: counted instead, a row that becomes ready meanwhile would have one come twice.
+    let mut last: Vec<Option<usize>> = vec![None; heads.len()];
     while rows.len() < limit && heads.iter().any(|head| head.open) {
         for ((taken, share), of) in turns::alike(&mut heads, limit - rows.len()) {
             let mut columns = Asked::default();
             for index in of {
-                columns.add(index, &heads[index], places);
+                let from = match last[index] {
+                    Some(last) => Some(place(&rows[last])),
+                    None => places.of(&heads[index]).map(|(due, id)| (*due, &id[..])),
+                };
+                columns.add(index, &heads[index], from);
             }
             let found: Vec<ChunkRow> = sqlx::query_as(CHUNK)
                 .bind(channel)
@@ -118,7 +132,6 @@ async fn look(
                 .bind(columns.namespaces)
                 .bind(columns.notifications)
                 .bind(share as i64)
-                .bind(taken as i64)
                 .bind(columns.dues)
                 .bind(columns.ids)
                 .fetch_all(&mut *connection)
@@ -128,7 +141,11 @@ async fn look(
                 let index = row.0 as usize;
                 heads[index].taken += 1;
                 heads[index].open = heads[index].taken == taken + share;
-                rows.push((index, row));
+                let row = (index, row);
+                if last[index].is_none_or(|last| place(&rows[last]) < place(&row)) {
+                    last[index] = Some(rows.len());
+                }
+                rows.push(row);
             }
         }
     }
@@ -146,10 +163,9 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn add(&mut self, index: usize, head: &Head, places: &'a Places) {
-        let (due, id) = places
-            .of(head)
-            .map_or((i64::MIN, &[][..]), |(due, id)| (*due, id));
+    /// A head, and after which row of it (due, id) to go on; `None`: from the start.
+    fn add(&mut self, index: usize, head: &Head, from: Option<(i64, &'a [u8])>) {
+        let (due, id) = from.unwrap_or((i64::MIN, &[]));
         self.places.push(index as i64);
         self.namespaces.push(head.namespace);
         self.notifications.push(head.notification);
@@ -441,16 +457,16 @@ pub(super) const HEADS: &str = concat!(
     SELECT space, seq FROM heads LIMIT $5"
 );
 
-/// Of each head (`$3`: index, `$4`: namespace, `$5`: notification) `$6` rows after the first `$7` after its place (`$8`: due,
-/// `$9`: id), but for those that somebody else holds.
+/// Of each head (`$3`: index, `$4`: namespace, `$5`: notification) `$6` rows after the one where it goes on (`$7`: due, `$8`:
+/// id), but for those that somebody else holds.
 pub(super) const CHUNK: &str = "SELECT h.place, d.due_at, d.id, n.id, d.recipient, d.endpoint, d.locale, d.round,
         d.attempt, d.tried, c.delivery, d.day, d.notification, d.state
-    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $8::bigint[], $9::bytea[]) AS h(place, namespace, seq, due, id)
+    FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $7::bigint[], $8::bytea[]) AS h(place, namespace, seq, due, id)
     JOIN notifications AS n ON n.seq = h.seq
     CROSS JOIN LATERAL (
         SELECT w.* FROM deliveries AS w WHERE w.day = n.day AND w.waiting = 2 AND w.channel = $1 AND w.priority = $2
             AND w.namespace = h.namespace AND w.notification = h.seq AND (w.due_at, w.id) > (h.due, h.id)
-        ORDER BY w.due_at, w.id LIMIT $6 OFFSET $7 FOR UPDATE SKIP LOCKED) AS d
+        ORDER BY w.due_at, w.id LIMIT $6 FOR UPDATE SKIP LOCKED) AS d
     LEFT JOIN carried AS c ON c.day = d.day AND c.id = d.id";
 
 /// The rows are held: nobody has changed them.
