@@ -39,6 +39,10 @@ const READY: SignedDuration = SignedDuration::from_millis(500);
 /// The most of the lower classes' sends of which that may be.
 const INVERSIONS: f64 = 0.05;
 
+/// The same where the pods are unoptimized and the phases short: the first seconds, in which they divide the work anew, are
+/// much of it. Pods that take what they may not send yet come to 0.19.
+const INVERSIONS_SMALL: f64 = 0.12;
+
 /// What the rate of a window is held against.
 const WINDOW_OF_RATE: SignedDuration = SignedDuration::from_secs(1);
 
@@ -152,8 +156,13 @@ pub async fn run(options: &Options, folder: &Path) -> anyhow::Result<()> {
         busiest <= 2 * RATE as usize,
         "{busiest} in a second: more than one interval's worth over {RATE}"
     );
+    let most = if options.small {
+        INVERSIONS_SMALL
+    } else {
+        INVERSIONS
+    };
     ensure!(
-        share <= INVERSIONS,
+        share <= most,
         "{:.1} % of the lower classes' sends went before a higher one",
         share * 100.0
     );
