@@ -17,7 +17,7 @@ pub fn definition(kind: Kind) -> &'static Value {
     &DEFINITIONS[kind as usize]
 }
 
-/// The definition of a kind as YAML: what `crdgen` writes to `generated/<plural>.yaml`.
+/// The definition of a kind as YAML: what `crdgen` writes into the chart, `charts/herald/files/crds/<plural>.yaml`.
 pub fn manifest(kind: Kind) -> String {
     let mut yaml = String::from("# Written by crdgen from the types in crds/src; do not edit.\n");
     write_yaml(definition(kind), 0, &mut yaml);

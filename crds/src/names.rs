@@ -13,6 +13,16 @@ pub const SYSTEM_NAMESPACE: &str = "herald-system";
 pub const RECONCILE: &str = "herald.dev/reconcile";
 /// Annotation with a time: the operator looks at the resource again.
 pub const RECONCILE_AT: &str = "herald.dev/reconcile-at";
+/// Annotation of a Channel with the value `true`: its Pulsar namespace is taken over from whoever it belongs to.
+pub const ADOPT: &str = "herald.dev/adopt";
+/// Annotation of what the operator applies: a hash of what it applied.
+pub const APPLIED: &str = "herald.dev/applied";
+/// Annotation of a Deployment: a hash of its pods' template, so that it is known beforehand what rolls.
+pub const POD_TEMPLATE: &str = "herald.dev/pod-template";
+/// Property of a Pulsar namespace: the uid of the Kubernetes cluster (of its namespace `kube-system`) it belongs to.
+pub const CLUSTER_PROPERTY: &str = "herald.dev/cluster-uid";
+/// Property of a Pulsar namespace: the uid of the Kubernetes namespace it belongs to.
+pub const NAMESPACE_PROPERTY: &str = "herald.dev/namespace-uid";
 /// Label with the value `true`: a Secret that may be mounted for providers.
 pub const CREDENTIALS: &str = "herald.dev/credentials";
 /// Label of everything that belongs to a Channel: its name.
@@ -215,6 +225,13 @@ pub fn subscription(topic: &Topic) -> Option<&'static str> {
     })
 }
 
+/// What a pod of a channel may do with each of its topics, and nothing else: whether it produces, and whether it consumes.
+///
+/// All of both: class topics take what relays give back, relays what failed, and events are told and read along.
+pub fn grants(channel: &str) -> [(Topic, bool, bool); 7] {
+    of(channel).map(|topic| (topic, true, true))
+}
+
 /// What a channel's Deployment, service account and other objects are called; at most 47 characters.
 ///
 /// `name` is the channel's own, without its namespace, in which these objects are.
@@ -227,6 +244,9 @@ pub fn hashed_child(name: &str, hash: &str) -> String {
     let hash = hash.get(..8).unwrap_or(hash);
     format!("herald-{name}-{hash}")
 }
+
+/// Selector of everything that the operator makes for channels.
+pub const CHILDREN_SELECTOR: &str = "app.kubernetes.io/managed-by=herald,herald.dev/channel";
 
 /// Labels that select a channel's pods among those of its namespace.
 pub fn pod_labels(name: &str) -> [(&'static str, String); 3] {

@@ -26,6 +26,9 @@ pub fn labels_of(known: &NamespaceLabels, namespace: &str) -> BTreeMap<String, S
     labels
 }
 
+/// How a problem is told: [`finding`] or [`waiting`].
+type Say = fn(Kind, &Key, String, String) -> Finding;
+
 /// A problem and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
@@ -37,6 +40,9 @@ pub struct Finding {
     pub name: String,
     /// What is wrong with it.
     pub problem: Problem,
+    /// Whether another resource cures it, by appearing or by being changed; else this one has to be edited.
+    #[serde(skip)]
+    pub waits: bool,
 }
 
 /// All resources of a folder or a cluster, by namespace and name.
@@ -125,14 +131,14 @@ impl ResourceSet {
         findings: &mut Vec<Finding>,
     ) {
         for (index, route) in template.spec.routing.channels.iter().enumerate() {
-            let mut found = |field: &str, message: String| {
+            let mut found = |say: Say, field: &str, message: String| {
                 let at = format!("/spec/routing/channels/{index}{field}");
-                findings.push(finding(Kind::NotificationTemplate, own, at, message));
+                findings.push(say(Kind::NotificationTemplate, own, at, message));
             };
             let home = route.namespace.as_deref().unwrap_or(&own.0);
             let id = format!("{home}/{}", route.name);
             let Some(channel) = self.routed_channel(&own.0, route) else {
-                found("/name", format!("there is no Channel {id}"));
+                found(waiting, "/name", format!("there is no Channel {id}"));
                 continue;
             };
             if !channel
@@ -143,13 +149,13 @@ impl ResourceSet {
                     "Channel {id} does not allow templates of namespace {}: see its spec.allowedNamespaces",
                     own.0
                 );
-                found("/namespace", message);
+                found(waiting, "/namespace", message);
             }
             let medium = channel.spec.medium;
             if !template.spec.content.has(medium) {
                 let message =
                     format!("Channel {id} is for {medium}, and content has no {medium} block");
-                found("", message);
+                found(finding, "", message);
             }
         }
     }
@@ -160,14 +166,13 @@ impl ResourceSet {
                 continue;
             };
             let at = format!("/spec/members/{index}/group");
-            let message = if !self.groups.contains_key(&key(&own.0, name)) {
-                format!("there is no RecipientGroup {}/{name}", own.0)
+            if !self.groups.contains_key(&key(&own.0, name)) {
+                let message = format!("there is no RecipientGroup {}/{name}", own.0);
+                findings.push(waiting(Kind::RecipientGroup, own, at, message));
             } else if let Some(way) = self.way_back(own, name) {
-                format!("the group contains itself: {way}")
-            } else {
-                continue;
-            };
-            findings.push(finding(Kind::RecipientGroup, own, at, message));
+                let message = format!("the group contains itself: {way}");
+                findings.push(finding(Kind::RecipientGroup, own, at, message));
+            }
         }
     }
 
@@ -213,8 +218,8 @@ impl ResourceSet {
 
     fn check_schedule(&self, own: &Key, schedule: &Schedule, findings: &mut Vec<Finding>) {
         let spec = &schedule.spec;
-        let mut found = |at: String, message: String| {
-            findings.push(finding(Kind::Schedule, own, at, message));
+        let mut found = |say: Say, at: String, message: String| {
+            findings.push(say(Kind::Schedule, own, at, message));
         };
         let template = self.templates.get(&key(&own.0, &spec.template));
         if template.is_none() {
@@ -222,17 +227,18 @@ impl ResourceSet {
                 "there is no NotificationTemplate {}/{}",
                 own.0, spec.template
             );
-            found("/spec/template".to_owned(), message);
+            found(waiting, "/spec/template".to_owned(), message);
         }
         for problem in self.refused_parameters(own, schedule) {
-            found(format!("/spec/parameters{}", problem.path), problem.message);
+            let at = format!("/spec/parameters{}", problem.path);
+            found(finding, at, problem.message);
         }
         for (index, recipient) in spec.recipients.iter().enumerate() {
             let at = format!("/spec/recipients/{index}");
             match recipient.who() {
                 Some(Who::Group(name)) if !self.groups.contains_key(&key(&own.0, name)) => {
                     let message = format!("there is no RecipientGroup {}/{name}", own.0);
-                    found(format!("{at}/group"), message);
+                    found(waiting, format!("{at}/group"), message);
                 }
                 Some(Who::Address(address))
                     if template.is_some_and(|t| !self.reaches(&own.0, t, address)) =>
@@ -241,7 +247,7 @@ impl ResourceSet {
                         "none of the channels of template {} can reach this address",
                         spec.template
                     );
-                    found(format!("{at}/address"), message);
+                    found(finding, format!("{at}/address"), message);
                 }
                 _ => {}
             }
@@ -292,6 +298,15 @@ fn finding(kind: Kind, (namespace, name): &Key, path: String, message: String) -
         namespace: namespace.clone(),
         name: name.clone(),
         problem: Problem { path, message },
+        waits: false,
+    }
+}
+
+/// A finding that another resource cures.
+fn waiting(kind: Kind, own: &Key, path: String, message: String) -> Finding {
+    Finding {
+        waits: true,
+        ..finding(kind, own, path, message)
     }
 }
 
@@ -360,6 +375,37 @@ mod tests {
                 "shop/vip /spec/members/0/group: there is no RecipientGroup shop/board",
                 "shop/weekly /spec/recipients/0/group: there is no RecipientGroup shop/all",
                 "shop/weekly /spec/template: there is no NotificationTemplate shop/digest",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_another_resource_cures_is_told_apart_from_what_an_edit_must() {
+        let mut set = ResourceSet::default();
+        let routes = json!([{"name": "sms"}, {"name": "hooks"}]);
+        for (kind, name, spec) in [
+            (Kind::NotificationTemplate, "code", &template(&routes)),
+            (
+                Kind::Channel,
+                "hooks",
+                &channel("webhook", &json!({"from": "All"})),
+            ),
+            (Kind::RecipientGroup, "self", &group(&["self", "other"])),
+        ] {
+            set.insert(resource(kind, name, spec), "shop");
+        }
+        let waits: Vec<_> = set
+            .problems()
+            .into_iter()
+            .map(|f| (f.problem.path, f.waits))
+            .collect();
+        assert_eq!(
+            waits,
+            [
+                ("/spec/routing/channels/0/name".to_owned(), true),
+                ("/spec/routing/channels/1".to_owned(), false),
+                ("/spec/members/0/group".to_owned(), false),
+                ("/spec/members/1/group".to_owned(), true),
             ]
         );
     }

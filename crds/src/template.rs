@@ -31,7 +31,7 @@ use crate::{Medium, Priority, pattern, shared};
     printcolumn(name = "Mandatory", type_ = "boolean", json_path = ".spec.mandatory", priority = 1),
     printcolumn(name = "Mediums", type_ = "string", json_path = ".status.mediums"),
     printcolumn(name = "Locales", type_ = "string", json_path = ".status.locales", priority = 1),
-    printcolumn(name = "Suspend", type_ = "boolean", json_path = ".spec.suspend"),
+    printcolumn(name = "Suspended", type_ = "boolean", json_path = ".spec.suspend"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Description", type_ = "string", json_path = ".spec.description", priority = 1),

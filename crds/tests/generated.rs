@@ -5,7 +5,7 @@ use std::fs;
 use herald_crds::{Kind, crd};
 
 fn generated(kind: Kind) -> String {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/generated");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/herald/files/crds");
     let file = format!("{folder}/{}.yaml", kind.plural());
     fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"))
 }

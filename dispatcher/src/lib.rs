@@ -14,7 +14,8 @@
 //! - [`record`]: events become history; the sweep.
 //! - [`people`]: directory, groups, suppressions.
 //!
-//! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared). What passes
+//! The seams: [`broker`] (what moves), [`store`] (what waits and what was), [`catalog`] (what is declared), [`access`] (who
+//! calls, and what it may do). What passes
 //! between the stages is in [`message`], what makes a repeat recognisable in [`id`]. [`pipeline`] puts the
 //! stages behind accepting into one process, [`gateway`] all that serves, [`local`] everything over files; [`cli`] is what
 //! people type, `server` what runs in a cluster.
@@ -23,11 +24,14 @@
 //! (one writer that commits for many callers, for queue and history).
 
 pub mod accept;
+pub mod access;
 pub mod api;
 pub mod broker;
 pub mod catalog;
 pub mod cli;
 pub mod clock;
+#[cfg(feature = "kubernetes")]
+pub mod cluster;
 pub mod deliver;
 pub mod fanout;
 pub mod gateway;

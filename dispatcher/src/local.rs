@@ -1,18 +1,25 @@
 //! Everything in one process: the embedded default. A [`Gateway`] that delivers itself, over files.
 
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::accept::Quotas;
 use crate::broker::embedded::{self, EmbeddedBroker};
+use crate::catalog::Catalog;
 use crate::catalog::folder::{FolderCatalog, ScanError};
-use crate::gateway::{self, Delivering, Gateway};
+use crate::clock;
+use crate::gateway::{self, Callers, Delivering, Gateway};
 use crate::metrics::Metrics;
 use crate::pipeline;
-use crate::provider::{self, tls};
+#[cfg(feature = "kubernetes")]
+use crate::provider::credentials::Credentials;
+use crate::provider::{self, Providers, tls};
 use crate::store::StoreError;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::timing::Timing;
@@ -20,10 +27,10 @@ use crate::timing::Timing;
 /// How everything in one process is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The folder of YAML. Secrets are in `secrets/<name>/<key>` in it.
-    pub dir: PathBuf,
-    /// Where the queue and the history are kept; `None`: `.herald` in the folder.
-    pub state: Option<PathBuf>,
+    /// Where what is declared comes from.
+    pub declared: Declared,
+    /// Where the queue and the history are kept.
+    pub state: PathBuf,
     /// Where HTTP is served.
     pub listen: SocketAddr,
     /// The namespace of resources that name none.
@@ -40,12 +47,29 @@ pub struct Options {
     pub timing: Timing,
 }
 
+/// Where what is declared comes from, and with it the credentials of providers, and who may call.
+#[derive(Debug, Clone)]
+pub enum Declared {
+    /// A folder of YAML. Secrets are in `secrets/<name>/<key>` in it, API keys in the database.
+    Folder(PathBuf),
+    /// The cluster that this process is in. Secrets are those of its own namespace that are labelled as credentials, for the
+    /// Channels of that namespace alone.
+    #[cfg(feature = "kubernetes")]
+    Cluster {
+        /// What of the cluster.
+        options: crate::cluster::Options,
+        /// Whether its identities call, by its RBAC; else whoever has an API key.
+        identities: bool,
+    },
+}
+
 impl Options {
     /// The usual set-up for a folder, on a port.
     pub fn new(dir: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        let dir = dir.into();
         Self {
-            dir: dir.into(),
-            state: None,
+            state: dir.join(".herald"),
+            declared: Declared::Folder(dir),
             listen,
             namespace: "default".to_owned(),
             api_key: None,
@@ -63,6 +87,10 @@ pub enum LocalError {
     /// The folder cannot be read.
     #[error(transparent)]
     ReadFolder(ScanError),
+    /// The cluster cannot be spoken to.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Connect(crate::cluster::ConnectError),
     /// The place for queue and history cannot be made.
     #[error("cannot make {path}: {source}; name another place with --state DIR")]
     MakeState {
@@ -112,12 +140,71 @@ pub struct Local {
     /// An API key that was made now, since there was none: to be shown once.
     pub new_key: Option<String>,
     /// What is declared.
-    pub catalog: Arc<FolderCatalog>,
+    pub catalog: Arc<dyn Catalog>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     broker: EmbeddedBroker,
     store: Arc<SqliteStore>,
     gateway: Gateway,
+    _watching: Watching,
+}
+
+/// What keeps everything current; ends when it is dropped.
+type Watching = Vec<Box<dyn Any + Send + Sync>>;
+
+/// What follows from where it is declared.
+struct Sources {
+    catalog: Arc<dyn Catalog>,
+    callers: Callers,
+    providers: Providers,
+    watching: Watching,
+}
+
+impl Options {
+    /// Reads what is declared, for the first time.
+    async fn sources(&self) -> Result<Sources, LocalError> {
+        let api_key = self.api_key.clone();
+        match &self.declared {
+            Declared::Folder(dir) => {
+                let folder = FolderCatalog::open(dir, self.namespace.clone());
+                let folder = Arc::new(folder.map_err(LocalError::ReadFolder)?);
+                let looking = tokio::spawn(Arc::clone(&folder).keep_current());
+                Ok(Sources {
+                    catalog: Arc::clone(&folder) as _,
+                    callers: Callers::Keys {
+                        api_key,
+                        folder: Some(folder),
+                    },
+                    providers: provider::makers(dir.join("secrets"), self.allow_private_addresses),
+                    watching: vec![Box::new(AbortOnDropHandle::new(looking))],
+                })
+            }
+            #[cfg(feature = "kubernetes")]
+            Declared::Cluster {
+                options,
+                identities,
+            } => {
+                let cluster = crate::cluster::Cluster::connect(options.clone()).await;
+                let cluster = cluster.map_err(LocalError::Connect)?;
+                let held = Arc::default();
+                let secrets = cluster.secrets(&held).await;
+                let credentials = Credentials::held_in(cluster.own_namespace(), held);
+                Ok(Sources {
+                    catalog: cluster.catalog().await,
+                    callers: if *identities {
+                        Callers::Known(cluster.access(api_key.as_deref()))
+                    } else {
+                        Callers::Keys {
+                            api_key,
+                            folder: None,
+                        }
+                    },
+                    providers: provider::makers_with(credentials, self.allow_private_addresses),
+                    watching: vec![Box::new(secrets)],
+                })
+            }
+        }
+    }
 }
 
 impl Local {
@@ -125,14 +212,13 @@ impl Local {
     pub async fn start(options: Options) -> Result<Self, LocalError> {
         tls::install_crypto();
         let metrics = Arc::new(Metrics::default());
-        let catalog = Arc::new(
-            FolderCatalog::open(&options.dir, options.namespace.clone())
-                .map_err(LocalError::ReadFolder)?,
-        );
-        let state = options
-            .state
-            .clone()
-            .unwrap_or_else(|| options.dir.join(".herald"));
+        let Sources {
+            catalog,
+            callers,
+            providers,
+            watching,
+        } = options.sources().await?;
+        let state = options.state;
         std::fs::create_dir_all(&state).map_err(|source| LocalError::MakeState {
             path: state.clone(),
             source,
@@ -149,7 +235,13 @@ impl Local {
             .map_err(|error| LocalError::OpenQueue {
                 reason: error.to_string(),
             })?;
-        let store = SqliteStore::open(&state.join("history.db"), sqlite::Options::default())
+        let history = state.join("history.db");
+        let knows = sqlite::Options {
+            // A pod may begin without what the one before it knew: it would fire again what that one has fired.
+            since: (!history.exists()).then(clock::now),
+            ..sqlite::Options::default()
+        };
+        let store = SqliteStore::open(&history, knows)
             .await
             .map_err(|source| LocalError::OpenHistory { source })?;
         let store = Arc::new(store);
@@ -167,14 +259,12 @@ impl Local {
             store: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog),
             metrics: Arc::clone(&metrics),
-            providers: provider::makers(
-                options.dir.join("secrets"),
-                options.allow_private_addresses,
-            ),
+            providers,
+            callers,
             delivering: Delivering::Here,
             timing: options.timing,
             window: options.window,
-            api_key: options.api_key,
+            quotas: Quotas::default(),
             listener,
             probes: None,
         });
@@ -189,6 +279,7 @@ impl Local {
             broker,
             store,
             gateway,
+            _watching: watching,
         })
     }
 

@@ -1,5 +1,6 @@
 //! What Herald counts, in Prometheus' terms. Label values are bounded: channels are `namespace/name` of declared
-//! resources, reasons are codes, nothing comes from a recipient or a message.
+//! resources, reasons are codes, nothing comes from a recipient or a message. A channel's gauges go with the channel, its
+//! counters stay.
 
 use std::sync::atomic::AtomicU64;
 
@@ -73,6 +74,11 @@ macro_rules! metrics {
         pub struct Metrics {
             registry: Registry,
             $($(#[doc = $doc])+ pub $name: $kind,)+
+        }
+
+        impl Metrics {
+            /// What is registered, also what nothing was counted of yet: names without prefix and suffix, and types.
+            pub const REGISTERED: &[(&str, &str)] = &[$((stringify!($name), stringify!($kind)),)+];
         }
 
         impl Default for Metrics {

@@ -1,7 +1,8 @@
 //! Every stage behind accepting, over the three seams, in one process.
 //!
 //! For each declared Channel there is a ledger, a recorder, a releaser and a worker; when the Channel's declaration
-//! changes its worker is replaced as soon as it has finished what it has begun, when it is deleted what waits for it ends.
+//! changes its worker is replaced as soon as it has finished what it has begun, when it is deleted what waits for it ends, and then
+//! nothing of it is read any longer.
 
 mod deleted;
 #[cfg(test)]
@@ -9,13 +10,15 @@ mod histories;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use herald_crds::{Channel, names};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -144,6 +147,7 @@ impl Pipeline {
             parts: parts.clone(),
             delivers,
             running: Mutex::default(),
+            left: Mutex::default(),
             finishing: TaskTracker::new(),
             rung: Notify::new(),
             recording: CancellationToken::new(),
@@ -268,6 +272,9 @@ async fn watch_pods(ledger: Arc<Ledger>, loads: Arc<Loads>, rate: f64, tick: Dur
     }
 }
 
+/// What is declared is looked at again after so long, for what could not be done the last time.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// What runs for each declared channel.
 struct Channels {
     parts: Parts,
@@ -278,9 +285,11 @@ struct Channels {
     lanes: Arc<Lanes>,
     outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
     running: Mutex<BTreeMap<FullName, Running>>,
+    /// Channels that are no more, of which nothing is read any longer.
+    left: Mutex<BTreeSet<FullName>>,
     /// Workers of declarations that are no more, which finish what they have begun.
     finishing: TaskTracker,
-    /// Rings when one has, or when there is more to be ended of a channel that is no more.
+    /// Rings when one has.
     rung: Notify,
     /// Ends the ledgers and recorders, which go on for longest.
     recording: CancellationToken,
@@ -290,6 +299,12 @@ struct Channels {
 struct Running {
     ledger: Arc<Ledger>,
     recorded: watch::Sender<Option<MessageId>>,
+    /// Whether its events' topic is not there.
+    is_missing: Arc<AtomicBool>,
+    /// Ends its ledger and its recorder.
+    stop: CancellationToken,
+    /// Of one that is no more, and of which all has ended: since when it is recorded no further than this.
+    quiet: Option<(Instant, Option<MessageId>)>,
     work: Work,
 }
 
@@ -333,8 +348,8 @@ impl Channels {
                 .metrics
                 .declared_problems
                 .set(declared.problems.len() as i64);
-            self.align(&declared).await;
-            let retry = tokio::time::sleep(Duration::from_secs(60));
+            let again = self.align(&declared).await;
+            let retry = tokio::time::sleep(again);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -377,7 +392,8 @@ impl Channels {
         }
     }
 
-    async fn align(self: &Arc<Self>, declared: &Snapshot) {
+    /// Answers when to look again even if nothing changes.
+    async fn align(self: &Arc<Self>, declared: &Snapshot) -> Duration {
         self.finish(|name, at_work| {
             declared
                 .channels
@@ -398,9 +414,7 @@ impl Channels {
                 running.work = work.map_or(Work::Nothing, Work::Declared);
             }
         }
-        if self.end_deleted(declared).await {
-            self.rung.notify_one();
-        }
+        self.end_deleted(declared).await.unwrap_or(AGAIN)
     }
 
     /// Makes sure that a channel's events are read and recorded.
@@ -410,6 +424,7 @@ impl Channels {
             return Arc::clone(&running.ledger);
         }
         let ledger = Ledger::new(Arc::clone(name), self.parts.timing.horizon);
+        let stop = self.recording.child_token();
         let recorded = watch::Sender::new(None);
         let recorder = Recorder {
             channel: Arc::clone(name),
@@ -419,20 +434,22 @@ impl Channels {
             metrics: Arc::clone(&self.parts.metrics),
             outcomes: self.outcomes.clone(),
             position: recorded.clone(),
+            is_missing: Arc::default(),
         };
-        self.recorders.spawn(recorder.run(self.recording.clone()));
-        let (follower, broker, stop) = (
-            Arc::clone(&ledger),
-            Arc::clone(&self.parts.broker),
-            self.recording.clone(),
-        );
+        let is_missing = Arc::clone(&recorder.is_missing);
+        self.recorders.spawn(recorder.run(stop.clone()));
+        let (follower, broker) = (Arc::clone(&ledger), Arc::clone(&self.parts.broker));
+        let following = stop.clone();
         self.recorders
-            .spawn(async move { follower.follow(&*broker, stop).await });
+            .spawn(async move { follower.follow(&*broker, following).await });
         all.insert(
             Arc::clone(name),
             Running {
                 ledger: Arc::clone(&ledger),
                 recorded,
+                is_missing,
+                stop,
+                quiet: None,
                 work: Work::Nothing,
             },
         );

@@ -42,6 +42,7 @@ pub async fn run(folder: &Path) -> anyhow::Result<()> {
     starts::a_second_one(&fresh("a second one in the same place")?).await?;
     starts::a_folder_that_is_read_only(&fresh("a folder that is read only")?).await?;
     starts::the_first_key(&fresh("the first key")?).await?;
+    starts::a_channel_that_prints(&fresh("a channel that prints")?).await?;
     signals::terminate(&fresh("SIGTERM")?).await?;
     disk::full(fresh("a full disk")?).await?;
     secrets::in_logs(fresh("secrets in logs")?).await?;

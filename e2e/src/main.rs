@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use herald_e2e::environment::{self, Environment};
+use herald_e2e::environment::{self, Cluster, Environment};
 use herald_e2e::process;
 
 mod accepted;
@@ -11,6 +11,9 @@ mod bench;
 mod cluster;
 mod embedded;
 mod faults;
+mod image;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod run;
 mod scaling;
 mod server;
@@ -39,11 +42,19 @@ enum Command {
     /// Says which scenarios there are.
     List,
     /// Starts Pulsar and PostgreSQL on this machine and leaves them running, for tests and scenarios.
+    ///
+    /// With --kubernetes a cluster, too, with both beside it.
     Up(Up),
     /// Ends what `up` started.
     Down,
     /// Says what `up` started, and whether it is still there.
     Status,
+    /// Connects whoever comes to the socket that is the standard input with an address: the way into a cluster.
+    #[command(hide = true)]
+    Forward {
+        /// With a port.
+        address: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -54,15 +65,32 @@ struct Up {
     /// Without PostgreSQL.
     #[arg(long)]
     no_postgres: bool,
+    #[command(flatten)]
+    cluster: ClusterOptions,
     /// Neither waits for the disk: faster, and a power failure loses something.
     #[arg(long)]
     no_sync: bool,
+}
+
+#[derive(Debug, Args)]
+struct ClusterOptions {
+    /// With a Kubernetes cluster.
+    #[arg(long)]
+    kubernetes: bool,
+    /// With Argo CD beside it.
+    #[arg(long, requires = "kubernetes")]
+    argocd: bool,
 }
 
 async fn up(options: &Up) -> anyhow::Result<()> {
     let environment = Environment::up(&environment::Options {
         pulsar: !options.no_pulsar,
         postgres: !options.no_postgres,
+        cluster: match (options.cluster.kubernetes, options.cluster.argocd) {
+            (false, _) => Cluster::None,
+            (true, false) => Cluster::Kubernetes,
+            (true, true) => Cluster::WithArgoCd,
+        },
         sync: !options.no_sync,
         broker: Vec::new(),
     })
@@ -98,6 +126,7 @@ async fn main() -> ExitCode {
         Command::Up(options) => up(&options).await,
         Command::Down => down(),
         Command::Status => status(),
+        Command::Forward { address } => environment::kubernetes::forward::serve(&address).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

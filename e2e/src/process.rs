@@ -174,22 +174,46 @@ pub fn python() -> PathBuf {
 
 /// The program `herald`, of the profile that this one was built with. Under `cargo run` it is built first.
 pub fn herald() -> anyhow::Result<PathBuf> {
-    program("herald", &[])
+    program("herald", "herald-dispatcher", &[])
 }
 
 /// The servers, `herald-dispatcher`, likewise.
 pub fn dispatcher() -> anyhow::Result<PathBuf> {
-    program("herald-dispatcher", &["--features", "pulsar,postgres"])
+    let features = ["--features", "pulsar,postgres"];
+    program("herald-dispatcher", "herald-dispatcher", &features)
 }
 
-fn program(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
+/// The operator, `herald-operator`, likewise.
+pub fn operator() -> anyhow::Result<PathBuf> {
+    program(
+        "herald-operator",
+        "herald-operator",
+        &["--features", "kubernetes"],
+    )
+}
+
+/// This program, `herald-e2e`, to start it again for another task.
+pub fn own() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find the own program")?;
+    if own.ends_with("herald-e2e") {
+        return Ok(own);
+    }
+    // A test is in the folder `deps` beside it.
+    let folder = own.parent().and_then(Path::parent);
+    let program = folder.map(|folder| folder.join("herald-e2e"));
+    program
+        .filter(|program| program.exists())
+        .context("herald-e2e is missing: cargo build -p herald-e2e")
+}
+
+fn program(name: &str, package: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find the own program")?;
     let folder = own.parent().context("the own program is in no folder")?;
     let herald = folder.join(name);
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut command = Command::new(cargo);
         command
-            .args(["build", "--quiet", "-p", "herald-dispatcher", "--bin", name])
+            .args(["build", "--quiet", "-p", package, "--bin", name])
             .args(features)
             .current_dir(repository());
         if folder.ends_with("release") {
@@ -200,7 +224,7 @@ fn program(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     }
     ensure!(
         herald.exists(),
-        "{} is missing: cargo build -p herald-dispatcher",
+        "{} is missing: cargo build -p {package}",
         herald.display()
     );
     Ok(herald)

@@ -6,13 +6,18 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{embedded, faults, scaling, servers, soak};
+#[cfg(feature = "kubernetes")]
+use crate::kubernetes;
+use crate::{embedded, faults, image, scaling, servers, soak};
 
 /// What a scenario can be told.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Which one.
     pub scenario: Scenario,
+    /// Only this part of it, where it has several with names; several with commas between.
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
     /// A smaller size, for every run of the tests.
     #[arg(long)]
     pub small: bool,
@@ -35,6 +40,11 @@ pub enum Scenario {
     Soak,
     /// What a cluster's servers meet: wrong settings, tokens that expire, a broker or a database that is away, full or too new, garbage, pods that hang
     Servers,
+    /// A real Kubernetes: the resources' definitions, who pods are to Pulsar, an image and a pod of it
+    #[cfg(feature = "kubernetes")]
+    Kubernetes,
+    /// The container image, built from Debian's packages alone, looked into, and run
+    Image,
     /// A Channel's pods from one to four and back under load: the pause, the rate, the order
     Scaling,
 }
@@ -70,6 +80,9 @@ async fn scenario(options: &Options, folder: &Path) -> anyhow::Result<()> {
     match options.scenario {
         Scenario::Embedded => embedded::run(options, folder).await,
         Scenario::Faults => faults::run(folder).await,
+        #[cfg(feature = "kubernetes")]
+        Scenario::Kubernetes => kubernetes::run(options, folder).await,
+        Scenario::Image => image::run(folder).await,
         Scenario::Scaling => scaling::run(options, folder).await,
         Scenario::Servers => servers::run(options, folder).await,
         Scenario::Soak => soak::run(options, folder).await,
@@ -84,4 +97,23 @@ async fn stopped() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     bail!("stopped before its end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_about_testing_tells_of_every_scenario() {
+        let page = herald_e2e::process::repository().join("docs/testing.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        for scenario in Scenario::value_variants() {
+            let name = scenario.to_possible_value().unwrap();
+            let name = name.get_name();
+            assert!(
+                page.contains(&format!("| `{name}` |")) || page.contains(&format!("run {name}`")),
+                "{name}"
+            );
+        }
+    }
 }

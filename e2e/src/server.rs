@@ -157,6 +157,7 @@ pub async fn ready(running: &mut Running, api: &Api) -> anyhow::Result<()> {
 pub struct Api {
     client: Client,
     base: String,
+    key: String,
 }
 
 /// One page of a list.
@@ -178,7 +179,26 @@ impl Api {
         Ok(Self {
             client,
             base: format!("http://127.0.0.1:{port}"),
+            key: KEY.to_owned(),
         })
+    }
+
+    /// The same, of the server at another port of this machine.
+    #[cfg(feature = "kubernetes")]
+    pub fn at(&self, port: u16) -> Self {
+        Self {
+            base: format!("http://127.0.0.1:{port}"),
+            ..self.clone()
+        }
+    }
+
+    /// The same, for whoever has this API key or token.
+    #[cfg(feature = "kubernetes")]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// The URL of a path.
@@ -188,12 +208,20 @@ impl Api {
 
     /// An authenticated GET.
     pub fn get(&self, path: &str) -> RequestBuilder {
-        self.client.get(self.url(path)).bearer_auth(KEY)
+        self.client.get(self.url(path)).bearer_auth(&self.key)
     }
 
     /// An authenticated POST.
     pub fn post(&self, path: &str) -> RequestBuilder {
-        self.client.post(self.url(path)).bearer_auth(KEY)
+        self.client.post(self.url(path)).bearer_auth(&self.key)
+    }
+
+    /// Any authenticated call.
+    #[cfg(feature = "kubernetes")]
+    pub fn call(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, self.url(path))
+            .bearer_auth(&self.key)
     }
 
     /// The answer to a GET that must succeed.

@@ -10,6 +10,8 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use crate::process::{self, Running};
+#[cfg(feature = "kubernetes")]
+use herald_e2e::environment::kubernetes::{self, Kubernetes};
 
 /// Most connections that `smtp-sink` takes at a time.
 const MOST_CONNECTIONS: &str = "512";
@@ -38,6 +40,8 @@ pub struct Parsed {
     pub text: String,
     /// What is wrong with its form.
     pub defects: Vec<String>,
+    /// As whom its sender had logged in, where that is asked for.
+    pub user: Option<String>,
 }
 
 /// Copies by the id of their delivery.
@@ -85,11 +89,41 @@ impl MailSink {
 
     /// `aiosmtpd`, which parses each mail.
     pub fn parsing(folder: &Path, port: u16) -> anyhow::Result<Self> {
+        let mut command = Command::new(process::python());
+        command.arg(script("mails.py"));
+        Self::parse(command, folder, "127.0.0.1", port)
+    }
+
+    /// The same beside a cluster, where pods reach it as `mail.neighbours`.
+    #[cfg(feature = "kubernetes")]
+    pub fn beside(kubernetes: &Kubernetes, folder: &Path, port: u16) -> anyhow::Result<Self> {
+        let mut command = kubernetes.beside(process::python());
+        command.arg(script("mails.py"));
+        let sink = Self::parse(command, folder, kubernetes::ADDRESS, port)?;
+        kubernetes.neighbour("mail", &[("smtp", port)])?;
+        Ok(sink)
+    }
+
+    /// Another beside a cluster, `guarded-mail.neighbours`, which takes mail only from those who are in the file `logins`
+    /// now: a JSON object of passwords by name.
+    #[cfg(feature = "kubernetes")]
+    pub fn guarded(
+        kubernetes: &Kubernetes,
+        folder: &Path,
+        port: u16,
+        logins: &Path,
+    ) -> anyhow::Result<Self> {
+        let mut command = kubernetes.beside(process::python());
+        command.arg(script("mails.py")).arg("--logins").arg(logins);
+        let sink = Self::parse(command, folder, kubernetes::ADDRESS, port)?;
+        kubernetes.neighbour("guarded-mail", &[("smtp", port)])?;
+        Ok(sink)
+    }
+
+    fn parse(mut command: Command, folder: &Path, host: &str, port: u16) -> anyhow::Result<Self> {
         let mails = folder.join("mails.jsonl");
-        let mut command = sink("mails.py");
         command
-            .arg("--port")
-            .arg(port.to_string())
+            .args(["--host", host, "--port", &port.to_string()])
             .arg("--mails")
             .arg(&mails);
         let (running, _) =
@@ -137,8 +171,9 @@ impl HookSink {
         outage_after: usize,
     ) -> anyhow::Result<Self> {
         let events = folder.join("events.txt");
-        let mut command = sink("hooks.py");
+        let mut command = Command::new(process::python());
         command
+            .arg(script("hooks.py"))
             .args(["--port", &port.to_string(), "--secret", secret])
             .args(["--outage-after", &outage_after.to_string()])
             .arg("--events")
@@ -159,14 +194,10 @@ impl HookSink {
     }
 }
 
-fn sink(script: &str) -> Command {
-    let mut command = Command::new(process::python());
-    command.arg(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("sinks")
-            .join(script),
-    );
-    command
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("sinks")
+        .join(name)
 }
 
 fn parse_events(text: &str) -> anyhow::Result<Events> {
@@ -245,6 +276,7 @@ struct MailLine {
     parts: Vec<String>,
     text: String,
     defects: Vec<String>,
+    user: Option<String>,
 }
 
 fn read_mails(file: &Path) -> anyhow::Result<Copies> {
@@ -266,6 +298,7 @@ fn read_mails(file: &Path) -> anyhow::Result<Copies> {
                     parts: line.parts,
                     text: line.text,
                     defects: line.defects,
+                    user: line.user,
                 }),
             });
     }

@@ -50,9 +50,9 @@ pub const RETRY_DELAYS: [Duration; 4] = [
     printcolumn(name = "Medium", type_ = "string", json_path = ".spec.medium"),
     printcolumn(name = "Provider", type_ = "string", json_path = ".spec.providers[0].name", description = "The preferred one"),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
-    printcolumn(name = "Suspend", type_ = "boolean", json_path = ".spec.suspend"),
+    printcolumn(name = "Suspended", type_ = "boolean", json_path = ".spec.suspend"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Backlogged", type_ = "string", json_path = ".status.conditions[?(@.type==\"Backlogged\")].status", priority = 1),
+    printcolumn(name = "Backlogged", type_ = "string", json_path = ".status.conditions[?(@.type==\"Backlogged\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Description", type_ = "string", json_path = ".spec.description", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")

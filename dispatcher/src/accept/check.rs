@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use herald_crds::names::Path;
-use herald_crds::set::labels_of;
-use herald_crds::{Channel, Priority, Problem, RecipientRef, Strategy, Who};
+use herald_crds::{Channel, Kind, Problem, RecipientRef, Strategy, Who};
 use jiff::Timestamp;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::groups::{Groups, NoDefinition, Packed};
 use super::refusal::suggest;
-use super::{ChannelLoad, Refusal, Scope, SendRequest, Sender};
+use super::{ChannelLoad, Refusal, SendRequest};
+use crate::access::Sender;
 use crate::catalog::{Snapshot, TemplateInForce};
 use crate::id::{FullName, NotificationId};
 use crate::message::{Request, To};
@@ -21,7 +21,7 @@ use crate::message::{Request, To};
 pub const MOST_RECIPIENTS: usize = 10_000;
 
 /// Most channels that a request may name.
-const MOST_CHANNELS: usize = 8;
+pub(super) const MOST_CHANNELS: usize = 8;
 
 /// Most metadata, and the longest name or value.
 const MOST_METADATA: usize = 32;
@@ -38,6 +38,9 @@ const FARTHEST: Duration = Duration::from_hours(8784);
 
 /// Most recipients of a notification that goes straight on.
 const MOST_DIRECT: usize = 10;
+
+/// Of what is wrong with a template that never was in force, so many things are told.
+const TOLD: usize = 4;
 
 /// Work that may be ahead of a notification that goes straight on, in seconds.
 const DIRECT_AHEAD: f64 = 10.0;
@@ -81,6 +84,10 @@ impl Against<'_> {
         let mut problems = Vec::new();
         let template_name: FullName = format!("{}/{}", self.namespace, asked.template).into();
         let template = self.snapshot.templates.get(&template_name);
+        if let Some(namespace) = self.unread(template.map(|template| &**template), &asked) {
+            let namespace = namespace.to_owned();
+            return Err(Refusal::Read { namespace });
+        }
         let (send_at, expires_at) = self.times(&asked, &mut problems);
         metadata(&asked, &mut problems);
         let routed = template.map_or_else(Vec::new, |template| {
@@ -92,7 +99,6 @@ impl Against<'_> {
         };
         let spec = &template.resource.spec;
         let priority = asked.priority.unwrap_or_else(|| spec.priority());
-        self.authorize(&asked, spec.priority())?;
 
         let parameters = Value::Object(asked.parameters);
         if let Err(wrong) = template.compiled.check_parameters(&parameters) {
@@ -161,30 +167,46 @@ impl Against<'_> {
         })
     }
 
-    /// What the request's members need beyond the right to send.
-    fn authorize(&self, asked: &SendRequest, usual: Priority) -> Result<(), Refusal> {
-        let need = |scope: Scope, because: String| {
-            if self.sender.scopes.allow(scope) {
-                Ok(())
-            } else {
-                Err(Refusal::Authorize { scope, because })
-            }
-        };
-        if let Some(priority) = asked.priority.filter(|priority| *priority != usual) {
-            need(Scope::Priority(priority), "/priority".to_owned())?;
+    /// The first namespace of which something is needed, and cannot be read at the moment.
+    fn unread<'n>(
+        &'n self,
+        template: Option<&'n TemplateInForce>,
+        asked: &'n SendRequest,
+    ) -> Option<&'n str> {
+        if self.snapshot.untold.unread.is_empty() {
+            return None;
         }
-        if !asked.channels.is_empty() {
-            need(Scope::ChannelsUse, "/channels".to_owned())?;
+        let is_unread = |kind, namespace| self.snapshot.is_unread(kind, namespace);
+        if Kind::ALL
+            .into_iter()
+            .any(|kind| is_unread(kind, self.namespace))
+        {
+            return Some(self.namespace);
         }
-        if let Some(at) = asked.recipients.iter().position(|r| r.address.is_some()) {
-            need(Scope::Addresses, format!("/recipients/{at}/address"))?;
-        }
-        Ok(())
+        let named = asked
+            .channels
+            .iter()
+            .filter_map(|name| name.split_once('/'));
+        let routes = template.into_iter().flat_map(|template| {
+            let routes = template.resource.spec.routing.channels.iter();
+            routes.filter_map(|route| route.namespace.as_deref())
+        });
+        let mut namespaces = named.map(|(namespace, _)| namespace).chain(routes);
+        namespaces.find(|namespace| is_unread(Kind::Channel, namespace))
     }
 
     fn unknown_template(&self, template: String, problems: Vec<Problem>) -> Refusal {
+        let declared = format!(
+            "{} {}/{template}",
+            Kind::NotificationTemplate,
+            self.namespace
+        );
+        let wrong = self.snapshot.problems.iter();
+        let wrong = wrong.filter(|problem| problem.resource == declared);
+        let wrong: Vec<_> = wrong.map(|problem| &*problem.message).take(TOLD).collect();
         Refusal::FindTemplate {
             namespace: self.namespace.to_owned(),
+            wrong: (!wrong.is_empty()).then(|| wrong.join("; ")),
             close: self.close(&template, self.snapshot.templates.keys()),
             template,
             problems,
@@ -272,11 +294,7 @@ impl Against<'_> {
         let Some((full, channel)) = self.snapshot.channels.get_key_value(full.as_str()) else {
             return Err(format!("there is no channel {shown:?}"));
         };
-        let is_allowed = namespace == self.namespace || {
-            let labels = labels_of(&self.snapshot.namespace_labels, self.namespace);
-            channel.spec.allows(namespace, self.namespace, &labels)
-        };
-        if !is_allowed {
+        if !(self.snapshot).allows(namespace, &channel.spec, self.namespace) {
             return Err(format!(
                 "channel {shown:?} does not allow templates of namespace {:?} (its allowedNamespaces)",
                 self.namespace

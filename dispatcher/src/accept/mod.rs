@@ -2,11 +2,12 @@
 //!
 //! # Layout
 //!
-//! - [`sender`]: who asks, and what it may do. [`request`]: what is asked. [`refusal`]: why not.
+//! - [`sender`]: what an API key may do. [`request`]: what is asked. [`refusal`]: why not. `authorize`: whether it may be asked.
 //! - [`check`]: whether it is right, and what travels. `groups`: the groups that it names, as they are.
 //! - `repeats`: what makes a repeat get the first one's answer. `batch`: group commit.
 //! - [`load`]: how busy channels are. [`schedules`]: what is sent without anybody asking.
 
+mod authorize;
 mod batch;
 pub mod check;
 mod groups;
@@ -17,6 +18,7 @@ pub mod request;
 pub mod schedules;
 pub mod sender;
 
+use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,8 +31,9 @@ pub use check::Prepared;
 pub use load::{ChannelLoad, Idle};
 pub use refusal::Refusal;
 pub use request::{Accepted, SendRequest};
-pub use sender::{Scope, Scopes, Sender};
+pub use sender::{Scope, Scopes};
 
+use crate::access::{Sender, rights};
 use crate::broker::Broker;
 use crate::catalog::Catalog;
 use crate::clock;
@@ -52,21 +55,21 @@ const REMEMBERED_FOR: Duration = Duration::from_hours(24);
 /// How long the store may take to say whether it knows a key; then it counts as not knowing.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
-/// Senders whose rates are kept before the idle ones are forgotten.
+/// Senders, and namespaces, whose rates are kept before the idle ones are forgotten.
 const RATES: usize = 10_000;
 
-/// How fast one sender may send in one namespace.
+/// How fast notifications may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SenderRate {
+pub struct Rate {
     /// Notifications a second.
     pub per_second: NonZeroU32,
     /// So many at once, after a pause.
     pub burst: NonZeroU32,
 }
 
-impl Default for SenderRate {
-    /// 5,000 a second, 10,000 at once.
-    fn default() -> Self {
+impl Rate {
+    /// So many a second, and twice as many at once; 0 counts as 1.
+    pub const fn new(per_second: u32) -> Self {
         const fn at_least_one(n: u32) -> NonZeroU32 {
             match NonZeroU32::new(n) {
                 Some(n) => n,
@@ -74,8 +77,27 @@ impl Default for SenderRate {
             }
         }
         Self {
-            per_second: at_least_one(5_000),
-            burst: at_least_one(10_000),
+            per_second: at_least_one(per_second),
+            burst: at_least_one(per_second.saturating_mul(2)),
+        }
+    }
+}
+
+/// How fast notifications may be sent, in each gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quotas {
+    /// By one sender in one namespace.
+    pub sender: Rate,
+    /// By all senders of one namespace together.
+    pub namespace: Rate,
+}
+
+impl Default for Quotas {
+    /// 5,000 a second by a sender, 10,000 in a namespace.
+    fn default() -> Self {
+        Self {
+            sender: Rate::new(5_000),
+            namespace: Rate::new(10_000),
         }
     }
 }
@@ -95,12 +117,11 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// How long to wait.
     pub timing: Timing,
-    /// How fast one sender may send.
-    pub rate: SenderRate,
+    /// How fast may be sent.
+    pub quotas: Quotas,
 }
 
-type Limiter =
-    RateLimiter<(Arc<str>, Arc<str>), HashMapStateStore<(Arc<str>, Arc<str>)>, DefaultClock>;
+type Limiter<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 
 /// Accepts notifications: checks them, gives them their ids, and publishes them.
 pub struct Accept {
@@ -108,20 +129,23 @@ pub struct Accept {
     batches: Batches,
     repeats: Arc<Repeats>,
     groups: Groups,
-    limiter: Limiter,
+    /// By namespace and sender.
+    by_sender: Limiter<(Arc<str>, Arc<str>)>,
+    by_namespace: Limiter<Arc<str>>,
     clock: DefaultClock,
 }
 
 impl Accept {
     /// Starts the tasks that publish; they end when this is dropped and all is published. Needs a tokio runtime.
     pub fn new(parts: Parts) -> Self {
-        let rate = parts.rate;
-        let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
+        let quota = |rate: Rate| Quota::per_second(rate.per_second).allow_burst(rate.burst);
+        let Quotas { sender, namespace } = parts.quotas;
         Self {
             batches: Batches::new(&parts.broker, &parts.metrics),
             repeats: Repeats::new(REMEMBERED, REMEMBERED_FOR),
             groups: Groups::default(),
-            limiter: RateLimiter::hashmap(quota),
+            by_sender: RateLimiter::hashmap(quota(sender)),
+            by_namespace: RateLimiter::hashmap(quota(namespace)),
             clock: DefaultClock::default(),
             parts,
         }
@@ -139,7 +163,7 @@ impl Accept {
         key: Option<&str>,
         traceparent: Option<&str>,
     ) -> Result<Accepted, Refusal> {
-        authorized(sender)?;
+        self.may_send(sender, namespace).await?;
         self.limit(sender, namespace)?;
         let body: Arc<str> = request.digest().into();
         let (id, ticket) = match key {
@@ -161,25 +185,28 @@ impl Accept {
                 (id, Some(ticket))
             }
         };
-        let prepared = self.prepare_as(sender, namespace, request, id, body, traceparent)?;
+        let prepared = self
+            .prepare_as(sender, namespace, request, id, body, traceparent)
+            .await?;
         self.publish(prepared, ticket).await
     }
 
     /// Checks a request as [`accept`](Self::accept) does, and goes no further.
-    pub fn prepare(
+    pub async fn prepare(
         &self,
         sender: &Sender,
         namespace: &str,
         request: SendRequest,
     ) -> Result<Prepared, Refusal> {
-        authorized(sender)?;
+        self.may_send(sender, namespace).await?;
         self.limit(sender, namespace)?;
         let body = request.digest().into();
         let id = NotificationId::random();
         self.prepare_as(sender, namespace, request, id, body, None)
+            .await
     }
 
-    fn prepare_as(
+    async fn prepare_as(
         &self,
         sender: &Sender,
         namespace: &str,
@@ -188,8 +215,10 @@ impl Accept {
         body: Arc<str>,
         traceparent: Option<&str>,
     ) -> Result<Prepared, Refusal> {
+        let snapshot = self.parts.catalog.current();
+        authorize::members(&snapshot, sender, namespace, &request).await?;
         Against {
-            snapshot: &self.parts.catalog.current(),
+            snapshot: &snapshot,
             groups: &self.groups,
             load: &*self.parts.load,
             sender,
@@ -278,28 +307,42 @@ impl Accept {
         }))
     }
 
-    fn limit(&self, sender: &Sender, namespace: &str) -> Result<(), Refusal> {
-        if self.limiter.len() > RATES {
-            self.limiter.retain_recent();
-        }
-        let key = (Arc::from(namespace), Arc::clone(&sender.name));
-        self.limiter
-            .check_key(&key)
-            .map_err(|not_until| Refusal::Limit {
-                limit: self.parts.rate.per_second.get(),
-                wait: not_until.wait_time_from(self.clock.now()),
-            })
+    async fn may_send(&self, sender: &Sender, namespace: &str) -> Result<(), Refusal> {
+        let asked = sender.require(&rights::SEND, namespace, "").await;
+        asked.map_err(|denied| Refusal::Authorize {
+            denied,
+            because: String::new(),
+        })
     }
-}
 
-fn authorized(sender: &Sender) -> Result<(), Refusal> {
-    if sender.scopes.allow(Scope::NotificationsCreate) {
-        return Ok(());
+    fn limit(&self, sender: &Sender, namespace: &str) -> Result<(), Refusal> {
+        let Quotas {
+            sender: own,
+            namespace: all,
+        } = self.parts.quotas;
+        let namespace: Arc<str> = Arc::from(namespace);
+        let key = (Arc::clone(&namespace), Arc::clone(&sender.name));
+        self.check(&self.by_sender, &key, "a sender", own)?;
+        self.check(&self.by_namespace, &namespace, "a namespace", all)
     }
-    Err(Refusal::Authorize {
-        scope: Scope::NotificationsCreate,
-        because: String::new(),
-    })
+
+    fn check<K: Clone + Eq + Hash>(
+        &self,
+        limiter: &Limiter<K>,
+        key: &K,
+        of: &'static str,
+        rate: Rate,
+    ) -> Result<(), Refusal> {
+        if limiter.len() > RATES {
+            limiter.retain_recent();
+        }
+        let checked = limiter.check_key(key);
+        checked.map_err(|not_until| Refusal::Limit {
+            of,
+            limit: rate.per_second.get(),
+            wait: not_until.wait_time_from(self.clock.now()),
+        })
+    }
 }
 
 fn replayed(first: &Accepted) -> Accepted {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use herald_crds::Problem;
 
-use super::Scope;
+use crate::access::Denied;
 
 /// Why a notification is not accepted. Nothing of it was queued, but for [`Receipt`](Self::Receipt).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
@@ -13,17 +13,25 @@ pub enum Refusal {
     /// No such template is in force.
     #[error(
         "template {template:?} is not in force in namespace {namespace:?}{}",
-        suggest(close)
+        wrong.as_ref().map_or_else(|| suggest(close), |wrong| format!(": it is declared, but {wrong}"))
     )]
     FindTemplate {
         /// The namespace.
         namespace: String,
         /// The name that was given.
         template: String,
+        /// What is wrong with it, if it is declared and never was in force.
+        wrong: Option<String>,
         /// Names that are in force and look like it, the likeliest first.
         close: Vec<String>,
         /// What else is wrong with the request.
         problems: Vec<Problem>,
+    },
+    /// What is declared cannot be read there: whether there is what it names cannot be told.
+    #[error("what is declared in namespace {namespace:?} cannot be read at the moment")]
+    Read {
+        /// The namespace.
+        namespace: String,
     },
     /// The request is wrong, in at least one place.
     #[error("the request is wrong in {} places", problems.len())]
@@ -32,16 +40,18 @@ pub enum Refusal {
         problems: Vec<Problem>,
     },
     /// The sender may not ask for this.
-    #[error("this needs the scope {}, because of {because}", scope.as_str())]
+    #[error("{denied}{}", if because.is_empty() { String::new() } else { format!(" (because of {because})") })]
     Authorize {
         /// What it lacks.
-        scope: Scope,
+        denied: Denied,
         /// The member of the request that needs it, as a JSON Pointer; empty: the request itself.
         because: String,
     },
-    /// The sender sends faster than it may.
-    #[error("a sender may send {limit} notifications a second")]
+    /// The sender, or its namespace, sends faster than it may.
+    #[error("{of} may send {limit} notifications a second")]
     Limit {
+        /// Whose limit it is: `a sender` or `a namespace`.
+        of: &'static str,
         /// So many a second.
         limit: u32,
         /// How long to wait until the next one passes.
@@ -69,7 +79,15 @@ impl Refusal {
     pub const fn passes(&self) -> bool {
         matches!(
             self,
-            Self::Limit { .. } | Self::AwaitFirst | Self::Queue { .. } | Self::Receipt
+            Self::Limit { .. }
+                | Self::AwaitFirst
+                | Self::Read { .. }
+                | Self::Queue { .. }
+                | Self::Receipt
+                | Self::Authorize {
+                    denied: Denied::Ask { .. } | Denied::AskTooMuch,
+                    ..
+                }
         )
     }
 }

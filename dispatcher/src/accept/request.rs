@@ -26,7 +26,7 @@ pub struct SendRequest {
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub parameters: Map<String, Value>,
-    /// How urgent it is. Another than the template's needs the scope `priorities:<class>`. Default: the template's.
+    /// How urgent it is. A more urgent class than the template's needs the scope `priorities:<class>`. Default: the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schema::priority)]
     pub priority: Option<Priority>,

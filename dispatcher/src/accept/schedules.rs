@@ -9,14 +9,16 @@ use async_trait::async_trait;
 use herald_crds::Schedule;
 use herald_crds::cron::Due;
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::{Accept, Accepted, Refusal, Scopes, SendRequest, Sender};
+use super::{Accept, Accepted, Refusal, SendRequest};
+use crate::access::{Access, Sender};
 use crate::catalog::{Catalog, Snapshot};
 use crate::clock;
 use crate::id::FullName;
 use crate::metrics::Metrics;
-use crate::store::{ScheduleRecord, Store, StoreError};
+use crate::store::{Incarnation, RefusedDue, Store, StoreError};
 
 #[cfg(test)]
 mod tests;
@@ -60,9 +62,11 @@ impl Fire for Accept {
 /// Fires every Schedule of the catalog when it is due.
 ///
 /// The Idempotency-Key is (namespace, name, due time), so that a due time fires once however often it is tried, also
-/// across a restart. The next due time follows from the one that fired last, never from now.
+/// across a restart. The next due time follows from the one that fired last, never from now; the first, from when the
+/// Schedule was made, which in a folder is when it was first seen. One of the same name that is made anew begins anew.
 pub struct Schedules {
     fire: Arc<dyn Fire>,
+    access: Arc<dyn Access>,
     catalog: Arc<dyn Catalog>,
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
@@ -73,6 +77,8 @@ pub struct Schedules {
 struct Known {
     /// As it was declared when it was read.
     declared: Arc<Schedule>,
+    /// What it is told from others by.
+    digest: [u8; 32],
     due: Due,
     /// Due times up to this one are done with.
     last: Timestamp,
@@ -81,15 +87,17 @@ struct Known {
 }
 
 impl Schedules {
-    /// Schedules of `catalog`, their state in `store`.
+    /// Schedules of `catalog`, their state in `store`; each may do what its service account may.
     pub fn new(
         fire: Arc<dyn Fire>,
+        access: Arc<dyn Access>,
         catalog: Arc<dyn Catalog>,
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             fire,
+            access,
             catalog,
             store,
             metrics,
@@ -151,15 +159,14 @@ impl Schedules {
                     // A schedule in force can be read; one that cannot is a problem that the catalog told.
                     return Ok(None);
                 };
-                let ScheduleRecord {
-                    created_at,
-                    last_due,
-                    ..
-                } = self.store.schedule(namespace, short, now).await?;
+                let incarnation = Incarnation::of(schedule);
+                let record = self.store.schedule(namespace, short, incarnation, now);
+                let record = record.await?;
                 let known = Known {
                     declared: Arc::clone(schedule),
+                    digest: digest(schedule),
                     due,
-                    last: last_due.unwrap_or(created_at),
+                    last: record.done_until(),
                     not_before: None,
                 };
                 self.known
@@ -183,16 +190,16 @@ impl Schedules {
         let fires = missed.due.filter(|_| !spec.suspend);
         let skipped = missed.skipped + u64::from(missed.due.is_some() && fires.is_none());
         if let Some(due) = fires {
-            match self
+            let sender = Sender {
+                name: format!("schedule:{short}").into(),
+                rights: (self.access).service_account(namespace, spec.service_account_name()),
+            };
+            let key = key(name, due);
+            let fired = self
                 .fire
-                .fire(
-                    &sender(short),
-                    namespace,
-                    request(schedule),
-                    &key(name, due),
-                )
-                .await
-            {
+                .fire(&sender, namespace, request(schedule), &key)
+                .await;
+            match fired {
                 Ok(accepted) => {
                     let id = Some(accepted.id);
                     self.store
@@ -210,6 +217,16 @@ impl Schedules {
                         "a schedule could not be sent; tried again until its deadline"
                     );
                     known.not_before = Some(Instant::now() + again);
+                    if !refusal.passes() {
+                        let refused = RefusedDue {
+                            due,
+                            declared: known.digest,
+                            message: sentence(&refusal, &problems),
+                        };
+                        self.store
+                            .schedule_refused(namespace, short, &refused)
+                            .await?;
+                    }
                     return Ok(Some(again));
                 }
             }
@@ -230,11 +247,11 @@ impl Schedules {
     }
 }
 
-fn sender(name: &str) -> Sender {
-    Sender {
-        name: format!("schedule:{name}").into(),
-        scopes: Scopes::EVERYTHING,
-    }
+/// Tells a schedule from what it was before an edit, and from one of the same name that was made anew: what was refused
+/// of the one says nothing of the other.
+pub(crate) fn digest(schedule: &Schedule) -> [u8; 32] {
+    let declared = (&schedule.metadata.uid, &schedule.spec);
+    Sha256::digest(serde_json::to_vec(&declared).unwrap_or_default()).into()
 }
 
 fn key(name: &FullName, due: Timestamp) -> String {
@@ -253,6 +270,19 @@ fn request(schedule: &Schedule) -> SendRequest {
         spread_over_seconds: Some(spread).filter(|seconds| *seconds > 0),
         ..SendRequest::default()
     }
+}
+
+/// Why it is not sent, for whoever declared it; at most so long that it is kept.
+fn sentence(refusal: &Refusal, problems: &str) -> String {
+    const LONGEST: usize = 500;
+    let mut sentence = refusal.to_string();
+    if !problems.is_empty() {
+        sentence = format!("{sentence} (at {problems})");
+    }
+    if let Some((end, _)) = sentence.char_indices().nth(LONGEST) {
+        sentence.truncate(end);
+    }
+    sentence
 }
 
 /// What is wrong, without what was given: parameters and addresses are not for logs.

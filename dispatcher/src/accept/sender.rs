@@ -1,8 +1,7 @@
-//! Who asks, and what it may do.
+//! What an API key may do: scopes.
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use herald_crds::Priority;
 
@@ -192,15 +191,6 @@ impl fmt::Debug for Scopes {
         let held = Scope::ALL.into_iter().filter(|scope| self.allow(*scope));
         f.debug_set().entries(held.map(Scope::as_str)).finish()
     }
-}
-
-/// Who asks, once it has shown who it is.
-#[derive(Debug, Clone)]
-pub struct Sender {
-    /// Its name: the API key's, or `schedule:<name>`.
-    pub name: Arc<str>,
-    /// What it may do.
-    pub scopes: Scopes,
 }
 
 #[cfg(test)]

@@ -1,207 +1,135 @@
-//! Who calls: API keys.
+//! Who calls, and whether it may do what it asks for.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use sha2::{Digest, Sha256};
-use tokio::sync::{Mutex, RwLock};
 
 use super::Api;
+use super::permissions;
 use super::problem::{Kind, Problem};
-use crate::accept::{Scope, Scopes, Sender};
-use crate::store::{ApiKey, Store};
+use crate::accept::Scopes;
+use crate::access::{Access, Denied, Right, Rights, Sender, Unknown};
 
-/// How long keys may be used before the store is asked again: a key that was taken away works no longer than this.
-const FRESH: Duration = Duration::from_secs(30);
+/// Longest token: a Kubernetes one has somewhat more than 1,000 characters.
+const LONGEST_TOKEN: usize = 8 * 1024;
 
-/// How often an unknown key may make the store be asked.
-const UNKNOWN: Duration = Duration::from_secs(1);
-
-/// The API keys, in memory.
-pub struct Keys {
-    store: Arc<dyn Store>,
-    /// Keys that are not in the store: from the environment.
-    fixed: Vec<Known>,
-    cached: RwLock<Cached>,
-    /// Held by whoever asks the store, so that only one does.
-    asking: Mutex<()>,
+/// Who calls, and may: as an argument of a handler it refuses callers whose token is not good with 401, and those that
+/// may not do what [`permissions`] says of the call with 403.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Who it is.
+    pub sender: Sender,
+    /// The namespace of the call; empty if it has none.
+    namespace: String,
 }
 
-struct Cached {
-    keys: Arc<[Known]>,
-    /// When the store was asked last; `None`: never.
-    asked: Option<Instant>,
-}
+impl Caller {
+    /// Refuses with 403 unless the caller may do this too, to the thing called `name`, since the request says so; an
+    /// empty name is no name.
+    pub async fn require(&self, right: &Right, name: &str) -> Result<(), Problem> {
+        let asked = self.sender.require(right, &self.namespace, name).await;
+        asked.map_err(Problem::from)
+    }
 
-struct Known {
-    digest: [u8; 32],
-    sender: Sender,
-}
+    /// Whether the caller may do this too, to the thing called `name`; an empty name is no name. An error if that cannot
+    /// be told.
+    pub async fn may(&self, right: &Right, name: &str) -> Result<bool, Problem> {
+        match self.sender.require(right, &self.namespace, name).await {
+            Ok(()) => Ok(true),
+            Err(Denied::LackScope { .. } | Denied::LackPermission { .. }) => Ok(false),
+            Err(denied @ (Denied::Ask { .. } | Denied::AskTooMuch)) => Err(denied.into()),
+        }
+    }
 
-impl From<&ApiKey> for Known {
-    fn from(key: &ApiKey) -> Self {
-        Self {
-            digest: key.digest,
-            sender: Sender {
-                name: key.name.as_str().into(),
-                scopes: Scopes::from_names(key.scopes.iter().map(String::as_str)),
-            },
+    /// Refuses with 403 unless the caller has an API key that may do everything.
+    fn require_everything(&self) -> Result<(), Problem> {
+        match &self.sender.rights {
+            Rights::Scopes(scopes) if *scopes == Scopes::EVERYTHING => Ok(()),
+            Rights::Reviewed(_) => Err(Problem::new(
+                Kind::Forbidden,
+                "this is about API keys, and callers are identities of Kubernetes here: give them a Role",
+            )),
+            Rights::Scopes(_) => Err(Problem::new(
+                Kind::MissingScope,
+                "this needs the scope \"*\", which the API key does not have",
+            )),
         }
     }
 }
 
-impl Keys {
-    /// Keys of the store, and those that the environment gave.
-    pub fn new(store: Arc<dyn Store>, fixed: &[ApiKey]) -> Self {
-        Self {
-            store,
-            fixed: fixed.iter().map(Known::from).collect(),
-            cached: RwLock::new(Cached {
-                keys: Arc::new([]),
-                asked: None,
-            }),
-            asking: Mutex::new(()),
-        }
-    }
-
-    /// A new key: 256 random bits, with a beginning by which scanners for secrets know it.
-    pub fn generate() -> String {
-        let bits = rand::random::<[u8; 32]>();
-        format!("hk_{}", BASE64_URL_SAFE_NO_PAD.encode(bits))
-    }
-
-    /// What is kept of a key instead of the key.
-    pub fn digest(key: &str) -> [u8; 32] {
-        Sha256::digest(key.as_bytes()).into()
-    }
-
-    /// Whose key this is; `None`: nobody's. With the store away, the keys that were last known count.
-    pub async fn sender(&self, key: &str) -> Option<Sender> {
-        let digest = Self::digest(key);
-        if let Some(sender) = find(&self.fixed, &digest) {
-            return Some(sender);
-        }
-        let (found, age) = self.cached(&digest).await;
-        let enough = if found.is_some() { FRESH } else { UNKNOWN };
-        if age.is_some_and(|age| age < enough) {
-            return found;
-        }
-        self.refresh(enough).await;
-        self.cached(&digest).await.0
-    }
-
-    /// Whether a key that is not in the store has this name.
-    pub fn is_fixed(&self, name: &str) -> bool {
-        self.fixed.iter().any(|known| &*known.sender.name == name)
-    }
-
-    /// Asks the store now, since keys were made or taken away.
-    pub async fn reread(&self) {
-        self.refresh(Duration::ZERO).await;
-    }
-
-    async fn cached(&self, digest: &[u8; 32]) -> (Option<Sender>, Option<Duration>) {
-        let cached = self.cached.read().await;
-        (
-            find(&cached.keys, digest),
-            cached.asked.map(|at| at.elapsed()),
-        )
-    }
-
-    /// Asks the store, unless somebody else did so less than `enough` ago.
-    async fn refresh(&self, enough: Duration) {
-        let _one = self.asking.lock().await;
-        if let Some(asked) = self.cached.read().await.asked
-            && asked.elapsed() < enough
-        {
-            return;
-        }
-        let answer = self.store.keys().await;
-        let mut cached = self.cached.write().await;
-        cached.asked = Some(Instant::now());
-        match answer {
-            Ok(keys) => cached.keys = keys.iter().map(Known::from).collect(),
-            Err(error) => {
-                tracing::warn!(%error, "API keys could not be read: those known so far count");
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let detail = denied.to_string();
+        match denied {
+            Denied::LackScope { .. } => Self::new(Kind::MissingScope, detail),
+            Denied::LackPermission { .. } => Self::new(Kind::Forbidden, detail),
+            Denied::Ask { .. } => {
+                Self::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(1))
+            }
+            Denied::AskTooMuch => {
+                Self::new(Kind::RateLimited, detail).retry_after(Duration::from_secs(1))
             }
         }
     }
-}
-
-/// Looks at every key, and at all of each, so that the time says nothing about how near a guess was.
-fn find(keys: &[Known], digest: &[u8; 32]) -> Option<Sender> {
-    let mut found = None;
-    for key in keys {
-        let difference = key
-            .digest
-            .iter()
-            .zip(digest)
-            .fold(0, |all, (a, b)| all | (a ^ b));
-        if std::hint::black_box(difference) == 0 {
-            found = Some(&key.sender);
-        }
-    }
-    found.cloned()
-}
-
-/// Who calls. As an argument of a handler it refuses callers without a valid key with 401.
-#[derive(Debug, Clone)]
-pub struct Caller(pub Sender);
-
-impl Caller {
-    /// Refuses with 403, naming the scope, unless the key has it.
-    pub fn require(&self, scope: Scope) -> Result<(), Problem> {
-        if self.0.scopes.allow(scope) {
-            return Ok(());
-        }
-        Err(missing_scope(scope))
-    }
-
-    /// Refuses with 403 unless the key may do everything.
-    pub fn require_everything(&self) -> Result<(), Problem> {
-        if self.0.scopes == Scopes::EVERYTHING {
-            return Ok(());
-        }
-        Err(Problem::new(
-            Kind::MissingScope,
-            "this needs the scope \"*\", which the API key does not have",
-        ))
-    }
-}
-
-/// The key lacks `scope`.
-pub(super) fn missing_scope(scope: Scope) -> Problem {
-    Problem::new(
-        Kind::MissingScope,
-        format!(
-            "this needs the scope {scope:?}, which the API key does not have",
-            scope = scope.as_str()
-        ),
-    )
 }
 
 impl FromRequestParts<Arc<Api>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
-        let key = bearer(&parts.headers)?;
-        match api.keys.sender(key).await {
-            Some(sender) => Ok(Self(sender)),
-            None => Err(unauthenticated("this API key is not known", true)),
+        let token = bearer(&parts.headers)?;
+        let sender = match api.access.sender(token).await {
+            Ok(sender) => sender,
+            Err(Unknown::Reject { reason }) => return Err(unauthenticated(&reason, true)),
+            Err(unknown @ Unknown::Ask { .. }) => {
+                return Err(Problem::new(Kind::Unavailable, unknown.to_string())
+                    .retry_after(Duration::from_secs(1)));
+            }
+        };
+        let params = RawPathParams::from_request_parts(parts, api).await;
+        let param = |name: &str| {
+            let found = params.iter().flatten().find(|(param, _)| *param == name);
+            found.map_or("", |(_, value)| value)
+        };
+        let caller = Self {
+            sender,
+            namespace: param("ns").to_owned(),
+        };
+        let path = parts.extensions.get::<MatchedPath>();
+        let path = path.map_or("", MatchedPath::as_str);
+        let Some(call) = permissions::of(&parts.method, path) else {
+            return Err(Problem::new(
+                Kind::Internal,
+                "a defect of Herald's: it is not said who may do this",
+            ));
+        };
+        if call.needs.is_empty() {
+            caller.require_everything()?;
         }
+        for need in call.needs.iter().filter(|need| need.is_of_path()) {
+            caller.require(&need.right, param(need.name)).await?;
+        }
+        Ok(caller)
+    }
+}
+
+/// Whether who came with this token may still do this: an answer that lasts asks now and then. While nobody can be asked,
+/// what was said last counts, as it does for a call; once that is too old, who is not known to may does not.
+pub async fn still_may(access: &dyn Access, token: &str, right: &Right, namespace: &str) -> bool {
+    match access.sender(token).await {
+        Ok(sender) => sender.require(right, namespace, "").await.is_ok(),
+        Err(Unknown::Reject { .. } | Unknown::Ask { .. }) => false,
     }
 }
 
 /// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
-fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Err(unauthenticated(
-            "the header \"Authorization: Bearer <API key>\" is missing",
+            "the header \"Authorization: Bearer <token>\" is missing",
             false,
         ));
     };
@@ -211,10 +139,10 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
-        .filter(|token| !token.is_empty() && token.len() <= 1024)
+        .filter(|token| !token.is_empty() && token.len() <= LONGEST_TOKEN)
         .ok_or_else(|| {
             unauthenticated(
-                "the header Authorization must have the form \"Bearer <API key>\"",
+                "the header Authorization must have the form \"Bearer <token>\"",
                 true,
             )
         })
@@ -234,24 +162,51 @@ fn unauthenticated(detail: &str, given: bool) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use async_trait::async_trait;
 
-    fn known(name: &str, key: &str) -> Known {
-        Known {
-            digest: Keys::digest(key),
-            sender: Sender {
-                name: name.into(),
-                scopes: Scopes::default(),
-            },
+    use super::*;
+    use crate::access::rights;
+
+    /// Knows one token, which may do what this says.
+    struct One(Scopes);
+
+    #[async_trait]
+    impl Access for One {
+        async fn sender(&self, token: &str) -> Result<Sender, Unknown> {
+            let reason = "so it is".into();
+            match token {
+                "good" => Ok(Sender {
+                    name: "one".into(),
+                    rights: Rights::Scopes(self.0),
+                }),
+                "of whom?" => Err(Unknown::Ask { reason }),
+                _ => Err(Unknown::Reject { reason }),
+            }
+        }
+
+        fn service_account(&self, _: &str, _: &str) -> Rights {
+            Rights::Scopes(self.0)
         }
     }
 
+    #[tokio::test]
+    async fn what_lasts_ends_with_the_right_or_the_token_or_once_neither_can_be_told() {
+        let (all, none) = (One(Scopes::EVERYTHING), One(Scopes::default()));
+        let may = async |access: &One, token| {
+            still_may(access, token, &rights::LIST_NOTIFICATIONS, "shop").await
+        };
+        assert!(may(&all, "good").await);
+        assert!(!may(&all, "of whom?").await);
+        assert!(!may(&all, "expired").await);
+        assert!(!may(&none, "good").await);
+    }
+
     #[test]
-    fn a_key_is_found_among_others_and_a_similar_one_is_not() {
-        let keys = [known("a", "one"), known("b", "two"), known("c", "three")];
-        let name = |key| find(&keys, &Keys::digest(key)).map(|s| s.name.to_string());
-        assert_eq!(name("two").as_deref(), Some("b"));
-        assert_eq!(name("two ").as_deref(), None);
+    fn who_asks_too_much_is_told_so_and_not_that_herald_is_away() {
+        let kind = |denied: Denied| Problem::from(denied).kind();
+        assert_eq!(kind(Denied::AskTooMuch), Kind::RateLimited);
+        let reason = "so it is".into();
+        assert_eq!(kind(Denied::Ask { reason }), Kind::Unavailable);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use herald_crds::{Kind as ResourceKind, Priority, Resource};
+use herald_crds::{Kind as ResourceKind, Priority, Resource, Schedule};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -17,10 +18,11 @@ use utoipa_axum::routes;
 
 use super::control::EditError;
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page};
-use crate::accept::Scope;
+use crate::accept::schedules::digest;
 use crate::catalog::Snapshot;
 use crate::clock;
 use crate::deliver::load::{Limit, PodLoad, ProviderLoad};
+use crate::store::{Incarnation, ScheduleRecord};
 
 /// The calls that read and change what is declared.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -49,7 +51,7 @@ struct ListQuery {
 
 /// The list, read, write and delete calls of one kind.
 macro_rules! kind {
-    ($module:ident, $kind:ident, $list:tt, $one:tt, $plural:tt, $singular:tt, $read:ident, $write:ident) => {
+    ($module:ident, $kind:ident, $list:tt, $one:tt, $plural:tt, $singular:tt) => {
         mod $module {
             use super::*;
 
@@ -68,10 +70,9 @@ macro_rules! kind {
             async fn list(
                 State(api): State<Arc<Api>>,
                 Path(namespace): Path<String>,
-                caller: Caller,
+                _: Caller,
                 Params(query): Params<ListQuery>,
             ) -> Result<Json<PageOf<Value>>, Problem> {
-                caller.require(Scope::$read)?;
                 list_of(&api, ResourceKind::$kind, &namespace, query).map(Json)
             }
 
@@ -87,9 +88,8 @@ macro_rules! kind {
             async fn get(
                 State(api): State<Arc<Api>>,
                 Path((namespace, name)): Path<(String, String)>,
-                caller: Caller,
+                _: Caller,
             ) -> Result<Response, Problem> {
-                caller.require(Scope::$read)?;
                 get_one(&api, ResourceKind::$kind, &namespace, &name).await
             }
 
@@ -110,11 +110,10 @@ macro_rules! kind {
             async fn put(
                 State(api): State<Arc<Api>>,
                 Path((namespace, name)): Path<(String, String)>,
-                caller: Caller,
+                _: Caller,
                 headers: HeaderMap,
                 JsonBody(body): JsonBody<Value>,
             ) -> Result<Response, Problem> {
-                caller.require(Scope::$write)?;
                 put_one(&api, ResourceKind::$kind, (&namespace, &name), &headers, body).await
             }
 
@@ -131,10 +130,9 @@ macro_rules! kind {
             async fn delete(
                 State(api): State<Arc<Api>>,
                 Path((namespace, name)): Path<(String, String)>,
-                caller: Caller,
+                _: Caller,
                 headers: HeaderMap,
             ) -> Result<StatusCode, Problem> {
-                caller.require(Scope::$write)?;
                 delete_one(&api, ResourceKind::$kind, &namespace, &name, &headers).await
             }
         }
@@ -147,9 +145,7 @@ kind!(
     "/v1/namespaces/{ns}/templates",
     "/v1/namespaces/{ns}/templates/{name}",
     "templates",
-    "template",
-    TemplatesRead,
-    TemplatesWrite
+    "template"
 );
 kind!(
     groups,
@@ -157,9 +153,7 @@ kind!(
     "/v1/namespaces/{ns}/groups",
     "/v1/namespaces/{ns}/groups/{name}",
     "groups",
-    "group",
-    GroupsRead,
-    GroupsWrite
+    "group"
 );
 kind!(
     channels,
@@ -167,9 +161,7 @@ kind!(
     "/v1/namespaces/{ns}/channels",
     "/v1/namespaces/{ns}/channels/{name}",
     "channels",
-    "channel",
-    ChannelsRead,
-    ChannelsWrite
+    "channel"
 );
 kind!(
     schedules,
@@ -177,9 +169,7 @@ kind!(
     "/v1/namespaces/{ns}/schedules",
     "/v1/namespaces/{ns}/schedules/{name}",
     "schedules",
-    "schedule",
-    SchedulesRead,
-    SchedulesWrite
+    "schedule"
 );
 
 /// What a caller calls a resource of this kind.
@@ -340,6 +330,8 @@ pub struct ChannelState {
     pub pods: Vec<PodLoad>,
     /// Its providers, in order of preference.
     pub providers: Vec<ProviderLoad>,
+    /// Whether it has dead letters: deliveries that were given up and that nobody has replayed or discarded.
+    pub dead_letters: bool,
 }
 
 /// What waits of one class.
@@ -384,21 +376,38 @@ async fn channel_state(api: &Api, namespace: &str, name: &str) -> Result<Channel
         replicas: load.replicas,
         pods: load.pods.clone(),
         providers: load.providers.clone(),
+        dead_letters: api.store.has_dead_letters(&full).await?,
     })
 }
 
 async fn schedule_status(api: &Api, namespace: &str, name: &str) -> Result<Value, Problem> {
     let now = clock::now();
-    let record = api.store.schedule(namespace, name, now).await?;
     let declared = api.catalog.current();
     let full = format!("{namespace}/{name}");
-    let next = declared.schedules.get(full.as_str()).and_then(|schedule| {
+    let schedule = declared.schedules.get(full.as_str());
+    let incarnation = schedule.map_or_else(Incarnation::default, |one| Incarnation::of(one));
+    let record = api
+        .store
+        .schedule(namespace, name, incarnation, now)
+        .await?;
+    Ok(stands(record, schedule.map(|schedule| &**schedule), now))
+}
+
+/// Where a schedule stands, as it is declared now.
+fn stands(record: ScheduleRecord, schedule: Option<&Schedule>, now: Timestamp) -> Value {
+    let next = schedule.and_then(|schedule| {
         let due = schedule.spec.due().ok()?;
-        due.next_after(record.last_due.unwrap_or(record.created_at).max(now))
+        due.next_after(record.done_until().max(now))
     });
     let mut status = json!({"missed": record.missed});
-    if let Some(last) = record.last_due {
+    if let Some(last) = record.last_fired {
         status["lastScheduleTime"] = json!(last);
+    }
+    // What was refused may have been another.
+    if let Some(refused) = record.refused
+        && schedule.is_some_and(|schedule| digest(schedule) == refused.declared)
+    {
+        status["refused"] = json!({"scheduleTime": refused.due, "message": refused.message});
     }
     if let Some(next) = next {
         status["nextScheduleTime"] = json!(next);
@@ -406,7 +415,7 @@ async fn schedule_status(api: &Api, namespace: &str, name: &str) -> Result<Value
     if let Some(id) = record.last_notification {
         status["lastNotification"] = json!({"id": id, "accepted": true});
     }
-    Ok(status)
+    status
 }
 
 /// Refuses if the caller has seen another version.
@@ -522,5 +531,43 @@ impl From<EditError> for Problem {
             EditError::Check { problems } => Self::invalid(places(problems)),
             EditError::Find => Self::not_found("such resource"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_crds::ScheduleSpec;
+
+    use super::*;
+    use crate::store::RefusedDue;
+
+    #[test]
+    fn what_was_refused_is_told_of_the_schedule_that_was_refused_alone() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut schedule = Schedule::new("digest", ScheduleSpec::default());
+        schedule.metadata.uid = Some("u-1".to_owned());
+        let record = ScheduleRecord {
+            uid: Some("u-1".to_owned()),
+            created_at: at(0),
+            last_due: None,
+            last_fired: None,
+            last_notification: None,
+            refused: Some(RefusedDue {
+                due: at(60),
+                declared: digest(&schedule),
+                message: "it may not".to_owned(),
+            }),
+            missed: 0,
+        };
+        let told =
+            |schedule: &Schedule| stands(record.clone(), Some(schedule), at(90))["refused"].clone();
+        let refused = json!({"scheduleTime": "1970-01-01T00:01:00Z", "message": "it may not"});
+        assert_eq!(told(&schedule), refused);
+        let mut edited = schedule.clone();
+        edited.spec.service_account_name = Some("mailer".to_owned());
+        assert_eq!(told(&edited), Value::Null);
+        let mut anew = schedule;
+        anew.metadata.uid = Some("u-2".to_owned());
+        assert_eq!(told(&anew), Value::Null);
     }
 }

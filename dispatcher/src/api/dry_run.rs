@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::preview::{self, Block};
-use super::{Api, Kind, Problem, schema};
+use super::{Api, Caller, Kind, Problem, permissions, schema};
 use crate::accept::Prepared;
 use crate::catalog::FullName;
 use crate::fanout::definitions::Groups;
@@ -53,8 +53,11 @@ pub struct DryRun {
     pub priority: Priority,
     /// It would go straight on, without waiting for its turn.
     pub direct: bool,
-    /// The first messages, rendered.
+    /// The first messages, rendered: those to people of the directory only for a caller who may read about them.
     pub samples: Vec<Sample>,
+    /// Messages of the first that are not shown for that reason.
+    #[serde(default, skip_serializing_if = "super::view::is_none_yet")]
+    pub withheld: u64,
 }
 
 /// A message that would be sent.
@@ -71,7 +74,9 @@ pub struct Sample {
 }
 
 /// Works out what a request would come to. Reads the directory, changes nothing.
-pub(super) async fn run(api: &Api, prepared: Prepared) -> Result<DryRun, Problem> {
+///
+/// Who may send to people may know how many they are, but neither who is in a group nor what the directory has of them.
+pub(super) async fn run(api: &Api, caller: &Caller, prepared: Prepared) -> Result<DryRun, Problem> {
     let declared = api.catalog.current();
     let name = format!(
         "{}/{}",
@@ -111,6 +116,8 @@ pub(super) async fn run(api: &Api, prepared: Prepared) -> Result<DryRun, Problem
     let parameters: serde_json::Value =
         serde_json::from_str(request.parameters.get()).unwrap_or_default();
     let parameters = template.compiled.prepare(parameters);
+    let tells_of_people = firsts.iter().any(|(_, _, person)| person.id.is_some());
+    let may_tell = !tells_of_people || caller.may(&permissions::SAMPLE_FOR.right, "").await?;
     for (channel, medium, person) in firsts {
         let content = preview::block(
             &template.compiled,
@@ -121,6 +128,10 @@ pub(super) async fn run(api: &Api, prepared: Prepared) -> Result<DryRun, Problem
         );
         if let Block::Sms { segments, .. } = &content {
             *answer.sms_segments.get_or_insert(0) += segments;
+        }
+        if person.id.is_some() && !may_tell {
+            answer.withheld += 1;
+            continue;
         }
         answer.samples.push(Sample {
             recipient: person.id.as_deref().map(str::to_owned),

@@ -3,13 +3,13 @@
 //! # Layout
 //!
 //! - [`problem`]: what a caller is told when it does not get what it asked for.
-//! - [`auth`]: who calls. [`keys`]: with what. [`page`]: lists and queries. [`body`]: bodies.
+//! - [`auth`]: who calls. [`permissions`]: what each call needs. [`keys`]: API keys. [`page`]: lists and queries. [`body`]: bodies.
 //! - [`sending`], [`dry_run`]: sending. [`history`]: what became of it. [`stream`]: that as it happens. [`orders`]: cancel, prioritize, confirm, dead letters.
 //! - [`declared`], [`tried`], [`preview`]: the four resources. [`people`]: recipients, members, suppressions.
 //! - [`view`], [`schema`]: what callers see. [`docs`]: OpenAPI. [`probes`]: health and metrics. [`serve`]: connections.
 //!
-//! A handler takes [`Caller`], asks it for the scope, and returns `Result<_, Problem>`. It is described by
-//! `#[utoipa::path]` and put into its module's `routes()`; so OpenAPI cannot leave it out.
+//! A handler takes [`Caller`] and returns `Result<_, Problem>`. It is described by `#[utoipa::path]` and put into its module's
+//! `routes()`, so OpenAPI cannot leave it out; and what it needs is said in [`permissions`], else nobody may call it.
 
 pub mod auth;
 pub mod body;
@@ -22,6 +22,7 @@ pub mod keys;
 pub mod orders;
 pub mod page;
 pub mod people;
+pub mod permissions;
 pub mod preview;
 pub mod probes;
 pub mod problem;
@@ -41,18 +42,19 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 
-pub use auth::{Caller, Keys};
+pub use auth::Caller;
 pub use body::JsonBody;
 pub use control::{ChannelTest, Control, EditError, Editor};
 pub use page::{PageOf, Params};
 pub use problem::{FieldError, Kind, Problem};
 
 use crate::accept::Accept;
+use crate::access::{Access, Keys};
 use crate::broker::Broker;
 use crate::catalog::Catalog;
 use crate::deliver::load::Loads;
@@ -74,8 +76,10 @@ const STREAMED_TIME: Duration = Duration::from_hours(1);
 
 /// What handlers work with; their axum `State` is an `Arc<Api>`.
 pub struct Api {
-    /// Who may call.
-    pub keys: Keys,
+    /// Who calls, and may.
+    pub access: Arc<dyn Access>,
+    /// API keys, to be made and taken away; `None`: callers are somebody else's matter.
+    pub keys: Option<Arc<Keys>>,
     /// What accepts.
     pub accept: Arc<Accept>,
     /// What is declared.
@@ -98,15 +102,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// Whether the program is ready; false while it starts and while it shuts down.
     pub ready: watch::Receiver<bool>,
-    /// Places for streams of outcomes: [`Api::stream_places`].
-    pub streams: Arc<Semaphore>,
-}
-
-impl Api {
-    /// As many places for streams of outcomes as there should be.
-    pub fn stream_places() -> Arc<Semaphore> {
-        stream::places()
-    }
+    /// Places for streams of outcomes.
+    pub streams: stream::Places,
 }
 
 /// Every call of the API with its description, at `/openapi.json` and `/docs`.

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use super::history::{full_name, id, known, notification_id};
 use super::view::{Delivery, Notification, Status};
 use super::{Api, Caller, FieldError, JsonBody, Kind, PageOf, Params, Problem, page, schema};
-use crate::accept::Scope;
+use crate::access::rights;
 use crate::clock;
 use crate::id::DeliveryId;
 use crate::store::{DeadLetterFilter, Refusal};
@@ -99,11 +99,10 @@ async fn cancel(
     Path((namespace, id)): Path<(String, String)>,
     caller: Caller,
 ) -> Result<(StatusCode, Json<Reached>), Problem> {
-    caller.require(Scope::NotificationsCancel)?;
     let id = notification_id(&id)?;
     known(&api, &namespace, &id).await?;
     let order = api.control.cancel(&id).await?;
-    tracing::info!(%id, sender = %caller.0.name, waiting = order.recalled.waiting, "cancelled");
+    tracing::info!(%id, sender = %caller.sender.name, waiting = order.recalled.waiting, "cancelled");
     let record = api.store.notification(&namespace, &id).await?;
     let status = record.map(|record| Notification::new(&record, clock::now()).status);
     Ok(reached(&order, status))
@@ -134,13 +133,12 @@ async fn cancel_template(
     caller: Caller,
     Params(query): Params<CancelQuery>,
 ) -> Result<(StatusCode, Json<Reached>), Problem> {
-    caller.require(Scope::NotificationsCancel)?;
     let order = api
         .control
         .cancel_template(&namespace, &query.template)
         .await?;
     tracing::info!(
-        template = query.template, sender = %caller.0.name, waiting = order.recalled.waiting,
+        template = query.template, sender = %caller.sender.name, waiting = order.recalled.waiting,
         "everything of a template was cancelled"
     );
     Ok(reached(&order, None))
@@ -173,12 +171,14 @@ async fn prioritize(
     caller: Caller,
     JsonBody(body): JsonBody<Prioritize>,
 ) -> Result<(StatusCode, Json<Reached>), Problem> {
-    caller.require(Scope::NotificationsPrioritize)?;
-    caller.require(Scope::Priority(body.priority))?;
+    let class = body.priority;
+    caller
+        .require(&rights::use_priority(class), class.as_str())
+        .await?;
     let id = notification_id(&id)?;
     known(&api, &namespace, &id).await?;
     let order = api.control.prioritize(&id, body.priority).await?;
-    tracing::info!(%id, sender = %caller.0.name, priority = %body.priority, "prioritized");
+    tracing::info!(%id, sender = %caller.sender.name, priority = %body.priority, "prioritized");
     Ok(reached(&order, None))
 }
 
@@ -205,7 +205,6 @@ async fn confirm(
     caller: Caller,
     JsonBody(body): JsonBody<Confirm>,
 ) -> Result<StatusCode, Problem> {
-    caller.require(Scope::NotificationsCreate)?;
     let id = notification_id(&id)?;
     let Some(record) = api.store.notification(&namespace, &id).await? else {
         return Err(Problem::not_known_yet(
@@ -226,7 +225,7 @@ async fn confirm(
         return Err(Problem::new(Kind::Conflict, "it is not held any more"));
     }
     api.control.rows_changed();
-    tracing::info!(%id, sender = %caller.0.name, recipients = body.recipients, "confirmed");
+    tracing::info!(%id, sender = %caller.sender.name, recipients = body.recipients, "confirmed");
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -259,10 +258,9 @@ struct DeadLettersQuery {
 async fn dead_letters(
     State(api): State<Arc<Api>>,
     Path(namespace): Path<String>,
-    caller: Caller,
+    _: Caller,
     Params(query): Params<DeadLettersQuery>,
 ) -> Result<Json<PageOf<Delivery>>, Problem> {
-    caller.require(Scope::NotificationsRead)?;
     let filter = DeadLetterFilter {
         channel: query.channel.map(|name| full_name(&namespace, &name)),
         reason: query.reason,
@@ -410,7 +408,6 @@ async fn replay(
     caller: Caller,
     JsonBody(body): JsonBody<DeadLetters>,
 ) -> Result<Json<Replayed>, Problem> {
-    caller.require(Scope::DeadLetters)?;
     let (mut filter, limit) = body.filter(&namespace)?;
     filter.mandatory = mandatory(&api, &namespace);
     let now = clock::now();
@@ -419,7 +416,7 @@ async fn replay(
     let changed = replayed.count;
     let refused: Vec<_> = replayed.refused.iter().map(NotReplayed::new).collect();
     tracing::info!(
-        sender = %caller.0.name, changed, refused = refused.len(), "dead letters were replayed"
+        sender = %caller.sender.name, changed, refused = refused.len(), "dead letters were replayed"
     );
     Ok(Json(Replayed { changed, refused }))
 }
@@ -439,10 +436,9 @@ async fn discard(
     caller: Caller,
     JsonBody(body): JsonBody<DeadLetters>,
 ) -> Result<Json<Changed>, Problem> {
-    caller.require(Scope::DeadLetters)?;
     let (filter, limit) = body.filter(&namespace)?;
     let now = clock::now();
     let changed = api.store.discard(&namespace, &filter, limit, now).await?;
-    tracing::info!(sender = %caller.0.name, changed, "dead letters were discarded");
+    tracing::info!(sender = %caller.sender.name, changed, "dead letters were discarded");
     Ok(Json(Changed { changed }))
 }

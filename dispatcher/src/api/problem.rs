@@ -23,10 +23,12 @@ pub enum Kind {
     UnsupportedMediaType,
     /// The body is longer than this call reads.
     BodyTooLarge,
-    /// No key, or one that is not known.
+    /// No key or token, or one that is not good.
     Unauthenticated,
     /// The key lacks a scope.
     MissingScope,
+    /// The cluster's RBAC does not allow it.
+    Forbidden,
     /// No such template is in force.
     UnknownTemplate,
     /// There is no such thing here.
@@ -66,7 +68,7 @@ impl Kind {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::MissingScope => StatusCode::FORBIDDEN,
+            Self::MissingScope | Self::Forbidden => StatusCode::FORBIDDEN,
             Self::UnknownTemplate | Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed | Self::ReadOnly => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestInFlight | Self::Conflict => StatusCode::CONFLICT,
@@ -86,8 +88,9 @@ impl Kind {
             Self::InvalidRequest => "The request does not say what is expected",
             Self::UnsupportedMediaType => "The body is of a type that is not read here",
             Self::BodyTooLarge => "The body is too large",
-            Self::Unauthenticated => "A valid API key is needed",
+            Self::Unauthenticated => "A valid API key or token is needed",
             Self::MissingScope => "The API key does not allow this",
+            Self::Forbidden => "The caller may not do this",
             Self::UnknownTemplate => "No such template is in force",
             Self::NotFound => "There is no such thing here",
             Self::MethodNotAllowed => "This path is not for this method",

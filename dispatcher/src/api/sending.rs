@@ -17,10 +17,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::ProblemBody;
-use super::{
-    Api, Caller, FieldError, JsonBody, Kind, Params, Problem, auth, body, dry_run, schema,
-};
-use crate::accept::{Accepted, Refusal, SendRequest, Sender};
+use super::{Api, Caller, FieldError, JsonBody, Kind, Params, Problem, body, dry_run, schema};
+use crate::accept::{Accepted, Refusal, SendRequest};
+use crate::access::Sender;
 
 /// Most notifications of a batch.
 const MOST_IN_BATCH: usize = 1000;
@@ -110,14 +109,17 @@ async fn send(
     JsonBody(request): JsonBody<SendRequest>,
 ) -> Result<Response, Problem> {
     if query.dry_run {
-        let prepared = api.accept.prepare(&caller.0, &namespace, request)?;
-        return Ok(Json(dry_run::run(&api, prepared).await?).into_response());
+        let prepared = api
+            .accept
+            .prepare(&caller.sender, &namespace, request)
+            .await?;
+        return Ok(Json(dry_run::run(&api, &caller, prepared).await?).into_response());
     }
     let key = idempotency_key(&headers)?;
     let traceparent = traceparent(&headers);
     let accepted = api
         .accept
-        .accept(&caller.0, &namespace, request, key, traceparent)
+        .accept(&caller.sender, &namespace, request, key, traceparent)
         .await?;
     let location = format!("/v1/namespaces/{namespace}/notifications/{}", accepted.id);
     let mut response = (StatusCode::ACCEPTED, Json(AcceptedBody::from(&accepted))).into_response();
@@ -232,7 +234,7 @@ async fn send_batch(
     let traceparent = traceparent(&parts.headers);
     let results = futures::stream::iter(items)
         .map(|item| {
-            let (api, sender, namespace) = (&api, &caller.0, &namespace);
+            let (api, sender, namespace) = (&api, &caller.sender, &namespace);
             async move { send_item(api, sender, namespace, &item, traceparent).await }
         })
         .buffered(SIDE_BY_SIDE)
@@ -306,15 +308,18 @@ impl From<Refusal> for Problem {
                 all.extend(errors(problems));
                 Self::new(Kind::UnknownTemplate, detail).with_errors(all)
             }
+            Refusal::Read { .. } => Self::new(Kind::Unavailable, detail)
+                .retry_after(std::time::Duration::from_secs(5)),
             Refusal::Check { problems } => Self::invalid(errors(problems)),
-            Refusal::Authorize { scope, because } => {
-                let problem = auth::missing_scope(scope);
+            Refusal::Authorize { denied, because } => {
+                let needs = denied.needs();
+                let problem = Self::from(denied);
                 if because.is_empty() {
                     return problem;
                 }
-                problem.with_errors(vec![FieldError::new(because, format!("needs {scope}"))])
+                problem.with_errors(vec![FieldError::new(because, needs)])
             }
-            Refusal::Limit { limit, wait } => {
+            Refusal::Limit { limit, wait, .. } => {
                 let seconds = wait.as_secs() + 1;
                 let field = |name, value: u64| (HeaderName::from_static(name), HeaderValue::from(value));
                 [

@@ -4,7 +4,10 @@
 //! do. So it sees the same whichever gateway serves it, a slow reader holds back nobody, and a reader that was gone goes
 //! on where it was, for as long as the broker keeps events.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod places;
+mod position;
+
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,42 +15,34 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event as SseEvent, Sse};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
 use herald_crds::{Priority, names};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::places::Places;
+use self::position::{Mark, Position};
+use super::auth::{bearer, still_may};
 use super::history::{full_name, notification_id};
 use super::{Api, Caller, Kind, Params, Problem, schema};
-use crate::accept::Scope;
+use crate::access::rights;
 use crate::broker::{Broker, BrokerError, MessageId, Tail};
 use crate::catalog::{FullName, Snapshot};
 use crate::clock;
 use crate::id::NotificationId;
 use crate::message::{self, Event, Events, Step};
 
-/// Streams of outcomes that may be open at a time.
-const STREAMS: usize = 64;
-
 /// Notifications whose namespace a stream remembers.
 const KNOWN: usize = 1024;
 
 /// How often a stream that has nothing to say says where it is.
 const BEAT: Duration = Duration::from_secs(15);
-
-/// For so long, at least, events are kept: a little less than the horizon of the broker.
-const KEPT: Duration = Duration::from_mins(14);
-
-/// The longest place that a reader may come back with.
-const LONGEST_PLACE: usize = 8 * 1024;
 
 /// How long to wait before what failed is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -61,11 +56,6 @@ const SOON: Duration = Duration::from_millis(50);
 /// The call that follows outcomes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(events))
-}
-
-/// Places for streams.
-pub(super) fn places() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(STREAMS))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -156,7 +146,10 @@ impl Outcome {
 /// earlier one was: its `id` comes with an outcome, and by itself at the beginning and every 15 s. What was sent with
 /// the last id or after it may come again, and nothing is left out for as long as events are kept, a quarter of an hour.
 /// Who comes back later, reads more slowly than that, or was somewhere that this server knows nothing of, gets an event
-/// `lagged`, with the time since which outcomes may be missing here. The lists of deliveries have them.
+/// `lagged`, with the time since which outcomes may be missing here. The lists of deliveries have them. The stream ends within
+/// a minute or so of its reader's right to it, or token; also once nobody could be asked about them for a quarter of an
+/// hour: come back with the last `id`. Each gateway has at most 8 streams of a namespace open (one more is
+/// answered 429), and 64 of all (503).
 #[utoipa::path(
     get, path = "/v1/namespaces/{ns}/events", tag = "History",
     params(
@@ -169,18 +162,11 @@ impl Outcome {
 async fn events(
     State(api): State<Arc<Api>>,
     Path(namespace): Path<String>,
-    caller: Caller,
+    _: Caller,
     headers: HeaderMap,
     Params(query): Params<EventsQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>> + use<>>, Problem> {
-    caller.require(Scope::NotificationsRead)?;
-    let Ok(open) = Arc::clone(&api.streams).try_acquire_owned() else {
-        return Err(Problem::new(
-            Kind::Unavailable,
-            format!("{STREAMS} streams are open already"),
-        )
-        .retry_after(Duration::from_secs(10)));
-    };
+    let open = api.streams.take(&namespace)?;
     let notification = query
         .notification
         .as_deref()
@@ -199,6 +185,7 @@ async fn events(
             None => None,
         };
     let mut reader = Reader {
+        token: bearer(&headers)?.into(),
         changes: api.catalog.changes(),
         api,
         namespace: namespace.into(),
@@ -223,66 +210,14 @@ async fn events(
     Ok(Sse::new(stream))
 }
 
-/// Where a reader is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-struct Position {
-    /// Nothing that was published before this is missing: in seconds since 1970.
-    at: i64,
-    /// Of each channel, the message of its events that was read last; `None`: there was none.
-    read: BTreeMap<FullName, Option<MessageId>>,
-}
-
-impl Position {
-    /// Takes an event's id apart; `None`: it is none.
-    fn read(text: &str) -> Option<Self> {
-        if text.len() > LONGEST_PLACE {
-            return None;
-        }
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
-    }
-
-    /// As the id of an event. `None`: over so many channels it is too long, and nobody can come back to it.
-    fn id(&self) -> Option<String> {
-        let id = URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).ok()?);
-        (id.len() <= LONGEST_PLACE).then_some(id)
-    }
-}
-
-/// Until when a channel's events have been read.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    /// All that was published before this.
-    at: Timestamp,
-    /// It was said that something may be missing, and the reader has not caught up since.
-    told: bool,
-}
-
-impl Mark {
-    /// About to go on from here: since when something may be missing, if that is still to be said.
-    fn lags(&mut self, now: Timestamp) -> Option<Timestamp> {
-        let lags = !self.told && self.is_late(now);
-        self.told |= lags;
-        lags.then_some(self.at)
-    }
-
-    /// All that was published before `at` has been read.
-    fn reach(&mut self, at: Timestamp, now: Timestamp) {
-        self.at = self.at.max(at.min(now));
-        self.told &= self.is_late(now);
-    }
-
-    /// Whether what came next may be gone by now.
-    fn is_late(&self, now: Timestamp) -> bool {
-        now.duration_since(self.at) > SignedDuration::try_from(KEPT).unwrap_or_default()
-    }
-}
-
 /// One message of a channel's events.
 type Read = (FullName, MessageId, Events);
 
 /// One stream.
 struct Reader {
     api: Arc<Api>,
+    /// Of whoever reads: what it may do can be taken from it, and its time can be over, while the stream is open.
+    token: Box<str>,
     namespace: Arc<str>,
     /// Of this notification alone.
     notification: Option<NotificationId>,
@@ -381,6 +316,10 @@ impl Reader {
                     }
                 }
                 _ = self.beat.tick() => {
+                    let (access, right) = (&*self.api.access, &rights::LIST_NOTIFICATIONS);
+                    if !still_may(access, &self.token, right, &self.namespace).await {
+                        return None;
+                    }
                     self.look_around().await;
                     self.say_where();
                 }
@@ -562,55 +501,10 @@ fn tail(
                     Err(error) => {
                         tracing::warn!(%channel, %error, "a stream of outcomes was interrupted, going on");
                         open = None;
-                        sleep(PAUSE).await;
+                        sleep(error.pause()).await;
                     }
                 }
             }
         },
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_comes_back_from_its_id_and_anything_else_is_none() {
-        let mut position = Position::default();
-        position
-            .read
-            .insert("shop/mail".into(), Some(MessageId::of_entry(7)));
-        position.read.insert("shop/hooks".into(), None);
-        let id = position.id().unwrap();
-        assert_eq!(Position::read(&id), Some(position.clone()));
-        for wrong in ["", "7", "e30", &id[1..], &"A".repeat(LONGEST_PLACE + 1)] {
-            assert_eq!(Position::read(wrong), None, "{wrong}");
-        }
-        for number in 0..1000 {
-            let name = format!("a-namespace/channel-{number}");
-            let id = Some(MessageId::of_entry(number));
-            position.read.insert(name.into(), id);
-        }
-        assert_eq!(position.id(), None, "too long to come back with");
-    }
-
-    #[test]
-    fn a_slow_reader_is_told_once_that_it_may_have_been_passed() {
-        let minute = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
-        let mut mark = Mark {
-            at: minute(0),
-            told: false,
-        };
-        assert_eq!(mark.lags(minute(14)), None);
-        mark.reach(minute(5), minute(14));
-        assert_eq!(mark.lags(minute(20)), Some(minute(5)));
-        mark.reach(minute(6), minute(21));
-        assert_eq!(mark.lags(minute(22)), None, "it was said");
-        mark.reach(minute(7), minute(21));
-        mark.reach(minute(3), minute(21));
-        assert_eq!(mark.at, minute(7), "what is late says nothing new");
-        assert_eq!(mark.lags(minute(30)), Some(minute(7)), "it had caught up");
-        mark.reach(minute(90), minute(30));
-        assert_eq!(mark.at, minute(30), "nobody has read what is to come");
-    }
 }

@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use super::declared::{find, places};
 use super::preview::{self, Block};
 use super::{Api, Caller, ChannelTest, FieldError, JsonBody, Kind, PageOf, Problem, schema};
-use crate::accept::Scope;
+use crate::api::permissions;
 
 /// The calls that try something out.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -73,7 +73,6 @@ async fn preview(
     caller: Caller,
     JsonBody(asked): JsonBody<PreviewRequest>,
 ) -> Result<Json<Preview>, Problem> {
-    caller.require(Scope::TemplatesRead)?;
     let declared = api.catalog.current();
     let full = format!("{namespace}/{name}");
     let Some(template) = declared.templates.get(full.as_str()) else {
@@ -95,7 +94,7 @@ async fn preview(
     let recipient = match &asked.recipient {
         None => None,
         Some(id) => {
-            caller.require(Scope::RecipientsRead)?;
+            caller.require(&permissions::PREVIEW_FOR.right, "").await?;
             let found = api.store.recipient(&namespace, id).await?;
             Some(found.ok_or_else(|| Problem::not_found(&format!("recipient {id:?}")))?)
         }
@@ -164,9 +163,8 @@ struct Version {
 async fn versions(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
-    caller: Caller,
+    _: Caller,
 ) -> Result<Json<PageOf<Version>>, Problem> {
-    caller.require(Scope::TemplatesRead)?;
     let versions = api.store.versions(&namespace, &name).await?;
     if versions.is_empty() {
         find(&api, ResourceKind::NotificationTemplate, &namespace, &name)?;
@@ -205,7 +203,6 @@ async fn test(
     caller: Caller,
     JsonBody(asked): JsonBody<TestRequest>,
 ) -> Result<Json<ChannelTest>, Problem> {
-    caller.require(Scope::ChannelsTest)?;
     let full = format!("{namespace}/{name}");
     let declared = api.catalog.current();
     let Some(channel) = declared.channels.get(full.as_str()) else {
@@ -224,7 +221,7 @@ async fn test(
     if !problems.is_empty() {
         return Err(Problem::invalid(problems));
     }
-    tracing::info!(channel = full, sender = %caller.0.name, "a test is sent");
+    tracing::info!(channel = full, sender = %caller.sender.name, "a test is sent");
     api.control
         .test(&full, &asked.address)
         .await

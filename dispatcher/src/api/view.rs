@@ -115,8 +115,8 @@ fn is_zero(seconds: &u32) -> bool {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_none_yet(conflicts: &u64) -> bool {
-    *conflicts == 0
+pub(super) fn is_none_yet(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Notification {

@@ -8,8 +8,9 @@ use herald_dispatcher::cli::{Cli, CliError};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Takes the colours out unless it is a terminal that has them.
-    let mut out = anstream::stdout().lock();
+    // Takes the colours out unless it is a terminal that has them. Not locked: while `herald local` serves, its Channels
+    // that log write there, too, and would wait for ever.
+    let mut out = anstream::stdout();
     let done = cli
         .run(&mut out)
         .and_then(|code| out.flush().map(|()| code).map_err(CliError::Print));

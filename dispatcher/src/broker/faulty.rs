@@ -3,9 +3,9 @@
 //! What it does beyond that is what crashes and broken connections do to any broker: acknowledgements are lost, and
 //! messages come again though they were acknowledged.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,6 +60,8 @@ struct Shared<B> {
     injected: AtomicU64,
     /// Sent when every connection breaks.
     breaks: watch::Sender<()>,
+    /// Topics that are no longer there.
+    deleted: Mutex<BTreeSet<Topic>>,
 }
 
 impl<B: Broker> FaultyBroker<B> {
@@ -72,6 +74,7 @@ impl<B: Broker> FaultyBroker<B> {
                 chance: Mutex::new(SmallRng::seed_from_u64(faults.seed)),
                 injected: AtomicU64::new(0),
                 breaks: watch::Sender::new(()),
+                deleted: Mutex::default(),
             }),
         }
     }
@@ -84,6 +87,12 @@ impl<B: Broker> FaultyBroker<B> {
     /// How many faults there have been.
     pub fn injected(&self) -> u64 {
         self.shared.injected.load(Ordering::Relaxed)
+    }
+
+    /// From now on a topic is not there.
+    pub fn delete(&self, topic: &Topic) {
+        self.shared.deleted().insert(topic.clone());
+        self.break_connections();
     }
 
     /// Breaks the connection of every consumer, as a restart of a broker does: all that is not acknowledged comes again.
@@ -109,6 +118,21 @@ impl<B> Shared<B> {
         strikes
     }
 
+    fn deleted(&self) -> MutexGuard<'_, BTreeSet<Topic>> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails if the topic is not there any more.
+    fn find(&self, topic: &Topic) -> Result<(), BrokerError> {
+        if self.deleted().contains(topic) {
+            return Err(BrokerError::Missing {
+                topic: topic.clone(),
+                reason: "injected: it was deleted".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
     fn random<T>(&self, draw: impl FnOnce(&mut SmallRng) -> T) -> T {
         draw(&mut self.chance.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -117,6 +141,7 @@ impl<B> Shared<B> {
 #[async_trait]
 impl<B: Broker> Broker for FaultyBroker<B> {
     async fn publish(&self, topic: &Topic, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
+        self.shared.find(topic)?;
         let failed = |reason: &str| BrokerError::Publish {
             topic: topic.clone(),
             reason: reason.to_owned(),
@@ -137,6 +162,7 @@ impl<B: Broker> Broker for FaultyBroker<B> {
         sharing: Sharing,
         prefetch: usize,
     ) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.shared.find(topic)?;
         let connected = self
             .shared
             .broker
@@ -165,6 +191,7 @@ impl<B: Broker> Broker for FaultyBroker<B> {
         topic: &Topic,
         after: Option<MessageId>,
     ) -> Result<Box<dyn Tail>, BrokerError> {
+        self.shared.find(topic)?;
         Ok(Box::new(FaultyTail {
             tail: self.shared.broker.tail(topic, after).await?,
             shared: Arc::clone(&self.shared),
@@ -177,6 +204,7 @@ impl<B: Broker> Broker for FaultyBroker<B> {
     }
 
     async fn last_message_id(&self, topic: &Topic) -> Result<Option<MessageId>, BrokerError> {
+        self.shared.find(topic)?;
         self.shared.broker.last_message_id(topic).await
     }
 }
@@ -235,6 +263,7 @@ impl<B: Broker> Consumer for FaultyConsumer<B> {
             let connected = if let Some(connected) = &mut self.connected {
                 connected
             } else {
+                self.shared.find(&self.topic)?;
                 let broker = &self.shared.broker;
                 let connected = broker
                     .subscribe(&self.topic, self.sharing, self.prefetch)

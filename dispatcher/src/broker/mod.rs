@@ -14,6 +14,7 @@ pub mod faulty;
 pub mod pulsar;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -134,9 +135,28 @@ pub enum BrokerError {
         /// What the broker or its client said.
         reason: String,
     },
+    /// The topic is not there: not yet, or no longer. Nothing was published.
+    #[error("the broker has no topic {topic}: {reason}")]
+    Missing {
+        /// Which topic.
+        topic: Topic,
+        /// What the broker or its client said.
+        reason: String,
+    },
     /// The broker is shutting down.
     #[error("the broker is closed")]
     Closed,
+}
+
+impl BrokerError {
+    /// After so long whoever reads along begins again. A topic that is not there is not asked for as often: it has to be
+    /// made first, and of one that is being deleted a broker would make another.
+    pub fn pause(&self) -> Duration {
+        match self {
+            Self::Missing { .. } => Duration::from_secs(1),
+            _ => Duration::from_millis(250),
+        }
+    }
 }
 
 /// The broker.

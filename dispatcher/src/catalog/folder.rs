@@ -4,10 +4,8 @@
 //!
 //! - `scan`: which files there are, and whether they changed.
 //! - `declared`: a file becomes resources, each with what is wrong with it by itself.
-//! - `assemble`: files become what is in force: what is wrong between them, templates compiled, last good versions.
 //! - `write`: a resource becomes a file, for the HTTP API.
 
-mod assemble;
 mod declared;
 mod scan;
 #[cfg(test)]
@@ -21,11 +19,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::assemble::{Everything, assemble};
 use super::{Catalog, DeclaredProblem, Snapshot};
 use declared::File;
 use scan::Fingerprint;
 
-pub use assemble::MAX_PACKED;
 pub use scan::{MAX_FILES, ScanError};
 pub use write::WriteError;
 
@@ -198,7 +196,7 @@ impl FolderCatalog {
             }
         }
         if changed {
-            self.publish(assemble::assemble(files, &self.current()));
+            self.publish(assemble(gather(files), &self.current()));
         }
     }
 
@@ -229,6 +227,7 @@ impl FolderCatalog {
                 schedules: current.schedules.clone(),
                 namespace_labels: current.namespace_labels.clone(),
                 problems: vec![problem],
+                untold: current.untold.clone(),
             };
             let known = current.problems.iter().filter(|known| known.file.is_some());
             snapshot.problems.extend(known.cloned());
@@ -237,34 +236,7 @@ impl FolderCatalog {
     }
 
     fn publish(&self, snapshot: Snapshot) {
-        let known = self.current();
-        let stays = if known.is_empty() {
-            ""
-        } else {
-            "; what was in force before stays"
-        };
-        // A field without a value says nothing and is left out.
-        let filled = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        for problem in &snapshot.problems {
-            if !known.problems.contains(problem) {
-                tracing::warn!(
-                    file = problem.file,
-                    line = Some(problem.line).filter(|line| *line > 0),
-                    resource = filled(&problem.resource),
-                    path = filled(&problem.path),
-                    "{}{stays}",
-                    problem.message
-                );
-            }
-        }
-        tracing::info!(
-            channels = snapshot.channels.len(),
-            templates = snapshot.templates.len(),
-            groups = snapshot.groups.len(),
-            schedules = snapshot.schedules.len(),
-            problems = snapshot.problems.len(),
-            "declarations in force"
-        );
+        snapshot.tell(&self.current());
         self.current.send_replace(Arc::new(snapshot));
     }
 
@@ -282,6 +254,23 @@ impl Catalog for FolderCatalog {
     fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.current.subscribe()
     }
+}
+
+/// What the files declare, together.
+fn gather(files: &BTreeMap<PathBuf, File>) -> Everything<'_> {
+    let mut everything = Everything::default();
+    for file in files.values() {
+        let name = Some(file.name.as_str());
+        everything.problems.extend(file.problem.clone());
+        for (namespace, labels) in &file.namespace_labels {
+            let known = everything.namespace_labels.entry(namespace.clone());
+            known.or_default().extend(labels.clone());
+        }
+        let declared = file.declared.iter().map(|declared| (name, declared));
+        everything.declared.extend(declared);
+        everything.kept.extend(&file.kept);
+    }
+    everything
 }
 
 /// A folder that is changing.

@@ -1,6 +1,8 @@
 //! What `send`, `status`, `watch` and `keys` share: where Herald is, how to ask it, and how its refusals read.
 
 use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{self, HeaderValue};
@@ -40,9 +42,28 @@ pub(super) struct Connection {
         value_name = "KEY"
     )]
     api_key: Option<String>,
+    /// A file with a token of the cluster for Herald, as `kubectl create token NAME --audience herald` prints it.
+    /// Stands over an API key.
+    #[arg(long, env = "HERALD_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The namespace of templates, groups and recipients.
     #[arg(long, short, env = "HERALD_NAMESPACE", default_value = "default")]
     namespace: String,
+}
+
+/// Most bytes of a token.
+const LONGEST_TOKEN: u64 = 64 * 1024;
+
+/// A token from a file.
+fn read_token(file: &Path) -> Result<String, ClientError> {
+    let mut token = String::new();
+    let read = std::fs::File::open(file)
+        .and_then(|opened| opened.take(LONGEST_TOKEN).read_to_string(&mut token));
+    read.map_err(|source| ClientError::ReadToken {
+        file: file.to_owned(),
+        source,
+    })?;
+    Ok(token)
 }
 
 impl std::fmt::Debug for Connection {
@@ -55,7 +76,7 @@ impl std::fmt::Debug for Connection {
 }
 
 /// Reads where Herald listens.
-fn server(text: &str) -> Result<Url, String> {
+pub(super) fn server(text: &str) -> Result<Url, String> {
     if !text.contains("://") {
         return Err(format!("write it with its scheme, such as http://{text}"));
     }
@@ -77,6 +98,17 @@ pub enum ClientError {
     ReadConnection {
         /// What is wrong with it.
         what: String,
+    },
+    /// The file with the token cannot be read.
+    #[error(
+        "the token cannot be read from {}: {source}; make one with kubectl create token NAME --audience herald",
+        file.display()
+    )]
+    ReadToken {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// Nobody answers there.
     #[error(
@@ -119,7 +151,9 @@ impl ClientError {
     /// Whether what was asked for may have happened all the same.
     pub(super) fn is_uncertain(&self) -> bool {
         match self {
-            Self::BuildClient { .. } | Self::ReadConnection { .. } => false,
+            Self::BuildClient { .. } | Self::ReadConnection { .. } | Self::ReadToken { .. } => {
+                false
+            }
             Self::Reach { source, .. } => !source.is_connect(),
             Self::ReadAnswer { .. } | Self::Understand { .. } => true,
             Self::Refused { problem } => problem.status >= 500,
@@ -128,7 +162,10 @@ impl ClientError {
 
     /// Whether Herald was asked at all.
     pub(super) fn has_asked(&self) -> bool {
-        !matches!(self, Self::BuildClient { .. } | Self::ReadConnection { .. })
+        !matches!(
+            self,
+            Self::BuildClient { .. } | Self::ReadConnection { .. } | Self::ReadToken { .. }
+        )
     }
 
     /// Whether Herald says that there is no such thing.
@@ -204,6 +241,7 @@ impl Client {
         let Connection {
             server,
             api_key,
+            token_file,
             namespace,
         } = connection;
         if server.cannot_be_a_base() || !matches!(server.scheme(), "http" | "https") {
@@ -211,15 +249,20 @@ impl Client {
                 what: format!("--server must be an http or https URL (got {server})"),
             });
         }
-        let Some(key) = api_key.filter(|key| !key.trim().is_empty()) else {
+        let given = match token_file {
+            Some(file) => Some(read_token(&file)?),
+            None => api_key,
+        };
+        let Some(key) = given.filter(|key| !key.trim().is_empty()) else {
             return Err(ClientError::ReadConnection {
-                what: "no API key was given: set HERALD_API_KEY, or --api-key".to_owned(),
+                what: "nothing says who asks: set HERALD_API_KEY, or in a cluster HERALD_TOKEN_FILE (--token-file)"
+                    .to_owned(),
             });
         };
         let mut authorization =
             HeaderValue::try_from(format!("Bearer {}", key.trim())).map_err(|_| {
                 ClientError::ReadConnection {
-                    what: "the API key has characters that no key has".to_owned(),
+                    what: "the API key or token has characters that none has".to_owned(),
                 }
             })?;
         authorization.set_sensitive(true);
@@ -364,8 +407,28 @@ mod tests {
         Connection {
             server: server.parse().unwrap(),
             api_key: Some("secret".to_owned()),
+            token_file: None,
             namespace: "shop".to_owned(),
         }
+    }
+
+    #[test]
+    fn a_token_is_read_from_its_file_and_a_missing_file_says_how_to_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let with_token = || Connection {
+            api_key: None,
+            token_file: Some(file.clone()),
+            ..connection("http://h.example")
+        };
+        let error = Client::new(with_token()).unwrap_err();
+        assert!(
+            !error.has_asked() && error.to_string().contains("kubectl create token"),
+            "{error}"
+        );
+        std::fs::write(&file, "eyJ.eyJ.c2ln\n").unwrap();
+        let client = Client::new(with_token()).unwrap();
+        assert_eq!(client.authorization, "Bearer eyJ.eyJ.c2ln");
     }
 
     #[test]

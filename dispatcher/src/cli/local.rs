@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{BAD, BOLD, CliError, DIM, GOOD, count, harmless, paint};
-use crate::catalog::Catalog;
-use crate::local::{Local, Options};
+use crate::access::Callers;
+use crate::catalog::Place;
+use crate::local::{Declared, Local, Options};
 use crate::{pipeline, telemetry};
 
 /// What its help says.
@@ -18,16 +19,43 @@ pub(super) const HELP: &str = "Serves the API and delivers, in one process, from
     lost, whatever ends the process; Ctrl-C and SIGTERM finish what is being sent first.\n\n\
     The first start makes an API key and prints it once, unless HERALD_API_KEY gives one. A key that was lost: start with \
     HERALD_API_KEY=… of your own, which may do everything for as long as this runs, and make another with herald keys.\n\n\
+    With --catalog kubernetes, what is declared comes from the cluster that this runs in instead, and credentials from the \
+    Secrets of its namespace that have the label herald.dev/credentials=true, for the Channels of that namespace; --callers kubernetes lets the cluster's \
+    identities call, by its RBAC.\n\n\
     HERALD_LOG says what is logged, such as debug or warn,herald_dispatcher=debug (default: info).\n\n\
     Examples:\n  \
     herald local shop/\n  \
-    HERALD_API_KEY=secret herald local shop/ --listen 127.0.0.1:9000 \\\n    --allow-private-addresses";
+    HERALD_API_KEY=secret herald local shop/ --listen 127.0.0.1:9000 \\\n    --allow-private-addresses\n  \
+    herald local --catalog kubernetes --state /var/lib/herald \\\n    --listen 0.0.0.0:8080";
 
 /// Serves the API and delivers, in one process.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The folder of YAML.
-    dir: PathBuf,
+    #[arg(required_unless_present = "catalog")]
+    dir: Option<PathBuf>,
+    /// Where what is declared comes from, instead of DIR: the cluster that this runs in, or a folder.
+    #[arg(
+        long,
+        env = "HERALD_CATALOG",
+        value_name = "kubernetes|DIR",
+        requires_if("kubernetes", "state")
+    )]
+    catalog: Option<Place>,
+    /// The namespaces of the cluster whose resources count [default: all]
+    #[arg(
+        long,
+        env = "HERALD_WATCH_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    watch_namespaces: Vec<String>,
+    /// Who may call [default: keys]
+    #[arg(long, env = "HERALD_CALLERS")]
+    callers: Option<Callers>,
+    /// The audience that tokens of callers must have [default: herald]
+    #[arg(long, env = "HERALD_AUDIENCE", value_name = "NAME")]
+    audience: Option<String>,
     /// Where to serve HTTP; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -62,8 +90,13 @@ pub fn run(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
 }
 
 async fn serve(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
+    let declared = declared(&args)?;
     let Args {
-        dir,
+        dir: _,
+        catalog: _,
+        watch_namespaces: _,
+        callers: _,
+        audience: _,
         listen,
         state,
         namespace,
@@ -72,19 +105,30 @@ async fn serve(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
         window,
         api_key,
     } = args;
+    let usual = match &declared {
+        Declared::Folder(dir) => Options::new(dir, listen),
+        #[cfg(feature = "kubernetes")]
+        Declared::Cluster { .. } => Options::new("", listen),
+    };
     let options = Options {
-        state,
+        state: state.unwrap_or_else(|| usual.state.clone()),
+        declared,
         namespace,
         api_key: api_key.filter(|key| !key.is_empty()),
         allow_private_addresses,
         max_queue_bytes: max_queue * 1024 * 1024,
         window: window.clamp(1, 65_536),
-        ..Options::new(dir, listen)
+        ..usual
     };
     // Listened for before anything starts, so that a signal on the way finds somebody.
     let stop = stop_signal().map_err(|source| CliError::ListenForSignals { source })?;
+    let folder = match &options.declared {
+        Declared::Folder(dir) => Some(dir.clone()),
+        #[cfg(feature = "kubernetes")]
+        Declared::Cluster { .. } => None,
+    };
     let local = Local::start(options).await.map_err(CliError::StartLocal)?;
-    welcome(&local, out).map_err(CliError::Print)?;
+    welcome(&local, folder.as_deref(), out).map_err(CliError::Print)?;
     stop.await;
     tracing::info!("shutting down: finishing what is being sent");
     local.stop().await;
@@ -92,8 +136,36 @@ async fn serve(args: Args, out: &mut dyn Write) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where what is declared comes from, and who may call.
+fn declared(args: &Args) -> Result<Declared, CliError> {
+    let place = match (&args.dir, &args.catalog) {
+        (Some(dir), _) => &Place::Folder(dir.clone()),
+        (None, Some(place)) => place,
+        (None, None) => return Err(CliError::Choose("name a folder of YAML")),
+    };
+    let identities = args.callers == Some(Callers::Kubernetes);
+    match place {
+        Place::Folder(_) if identities => Err(CliError::Choose(
+            "identities of a cluster can call only with --catalog kubernetes",
+        )),
+        Place::Folder(dir) => Ok(Declared::Folder(dir.clone())),
+        #[cfg(not(feature = "kubernetes"))]
+        Place::Kubernetes => Err(CliError::Choose(
+            "this herald was built without the feature kubernetes",
+        )),
+        #[cfg(feature = "kubernetes")]
+        Place::Kubernetes => Ok(Declared::Cluster {
+            options: crate::cluster::Options {
+                namespaces: args.watch_namespaces.clone(),
+                audience: args.audience.clone(),
+            },
+            identities,
+        }),
+    }
+}
+
 /// Says where it is and what it serves; and the key, if one was made, once.
-fn welcome(local: &Local, out: &mut dyn Write) -> std::io::Result<()> {
+fn welcome(local: &Local, folder: Option<&Path>, out: &mut dyn Write) -> std::io::Result<()> {
     let url = format!("http://{}", local.address);
     let declared = local.catalog.current();
     let what = [
@@ -121,9 +193,14 @@ fn welcome(local: &Local, out: &mut dyn Write) -> std::io::Result<()> {
     }
     writeln!(out, "{}", paint(DIM, &format!("API: {url}/docs")))?;
     if !declared.problems.is_empty() {
-        let dir = local.catalog.dir().display().to_string();
         let problems = count(declared.problems.len(), "problem");
-        let hint = format!("herald lint {}   # where", harmless(&dir));
+        let hint = match folder {
+            Some(dir) => format!(
+                "herald lint {}   # where",
+                harmless(&dir.display().to_string())
+            ),
+            None => "herald doctor   # where".to_owned(),
+        };
         writeln!(out, "{}; {}", paint(BAD, &problems), paint(DIM, &hint))?;
     }
     out.flush()

@@ -5,10 +5,13 @@
 
 mod client;
 pub mod completions;
+#[cfg(feature = "kubernetes")]
+pub mod doctor;
 pub mod keys;
 pub mod lint;
 pub mod local;
 mod parameters;
+pub mod ping;
 pub mod render;
 pub mod send;
 pub mod status;
@@ -72,6 +75,13 @@ pub enum Command {
     /// Make, list and delete API keys.
     #[command(long_about = keys::HELP)]
     Keys(keys::Args),
+    /// Say what is wrong with Herald in a cluster, and why.
+    #[cfg(feature = "kubernetes")]
+    #[command(long_about = doctor::HELP)]
+    Doctor(doctor::Args),
+    /// Say whether Herald answers.
+    #[command(long_about = ping::HELP)]
+    Ping(ping::Args),
     /// Print a script that completes commands in a shell.
     #[command(long_about = completions::HELP)]
     Completions(completions::Args),
@@ -88,6 +98,9 @@ impl Cli {
             Command::Status(args) => wait_for(status::run(args, out)),
             Command::Watch(args) => wait_for(watch::run(args, out)),
             Command::Keys(args) => wait_for(keys::run(args, out)),
+            #[cfg(feature = "kubernetes")]
+            Command::Doctor(args) => wait_for(doctor::run(args, out)),
+            Command::Ping(args) => wait_for(ping::run(args, out)),
             Command::Completions(args) => completions::run(&args, out),
         }
     }
@@ -162,6 +175,22 @@ pub enum CliError {
     /// Nobody would hear Ctrl-C.
     #[error("cannot listen for signals: {source}")]
     ListenForSignals {
+        /// Why.
+        source: io::Error,
+    },
+    /// What was asked for does not fit together, or is not in this program.
+    #[error("{0}")]
+    Choose(&'static str),
+    /// There is no cluster to look at.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Connect(crate::cluster::ConnectError),
+    /// What was gathered cannot be written.
+    #[cfg(feature = "kubernetes")]
+    #[error("{} cannot be written: {source}; name another folder with --bundle", file.display())]
+    WriteBundle {
+        /// The file.
+        file: PathBuf,
         /// Why.
         source: io::Error,
     },

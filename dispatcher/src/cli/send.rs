@@ -288,6 +288,10 @@ fn preview(answer: &DryRun) -> String {
     if let Some(held) = &answer.held {
         table.pair("it would be held", status::why_held(held), BAD);
     }
+    if answer.withheld > 0 {
+        let withheld = format!("{}: you may not read the directory", answer.withheld);
+        table.pair("samples not shown", withheld, PLAIN);
+    }
     table.pair("priority", answer.priority.as_str(), PLAIN);
     let mut report = table.text();
     for sample in &answer.samples {
@@ -420,13 +424,14 @@ mod tests {
         let answer = serde_json::json!({
             "recipients": 3, "lookedAt": 3, "channels": {"shop/mail": 2}, "suppressed": {"opted-out": 1},
             "priority": "normal", "direct": false, "held": {"recipients": 3, "allowed": 2},
-            "samples": [{"recipient": "alice", "channel": "shop/mail",
+            "withheld": 1, "samples": [{"recipient": "alice", "channel": "shop/mail",
                 "content": {"medium": "email", "subject": "Hi", "text": "one\ntwo"}}],
         });
         let text = uncoloured(&preview(&serde_json::from_value(answer).unwrap()));
         for part in [
             "over shop/mail",
             "not: opted-out",
+            "1: you may not read the directory",
             "--confirm-recipients 3",
             "Hi",
             "  │ two\n",

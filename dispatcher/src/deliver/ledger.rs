@@ -104,7 +104,7 @@ impl Ledger {
             let topic = names::events(&self.channel);
             loop {
                 let after = *self.position.borrow();
-                match broker.tail(&topic, after).await {
+                let error = match broker.tail(&topic, after).await {
                     Ok(mut tail) => loop {
                         match tail.next().await {
                             Ok(incoming) => {
@@ -114,15 +114,13 @@ impl Ledger {
                                 }
                                 self.position.send_replace(Some(incoming.id));
                             }
-                            Err(error) => {
-                                tracing::warn!(channel = &*self.channel, %error, "tailing the events failed, resuming");
-                                break;
-                            }
+                            Err(error) => break error,
                         }
                     },
-                    Err(error) => tracing::warn!(channel = &*self.channel, %error, "cannot tail the events, trying again"),
-                }
-                tokio::time::sleep(Duration::from_millis(250)).await;
+                    Err(error) => error,
+                };
+                tracing::warn!(channel = &*self.channel, %error, "tailing the events failed, resuming");
+                tokio::time::sleep(error.pause()).await;
             }
         })
         .await;

@@ -28,7 +28,7 @@ pub fn worker(
     let concurrency = spec.concurrency();
     let mut named = Vec::with_capacity(spec.providers.len());
     for declared in &spec.providers {
-        let provider = providers(declared, concurrency)?;
+        let provider = providers(channel, declared, concurrency)?;
         let labels = ChannelProvider {
             channel: channel.to_string(),
             provider: declared.name.clone(),

@@ -26,8 +26,8 @@ pub async fn run(
             if let Err(error) = relay_messages(broker, channel, relay, metrics).await {
                 metrics.broker_failed("relay");
                 tracing::warn!(channel, relay, %error, "the relay was interrupted, beginning again");
+                tokio::time::sleep(error.pause()).await;
             }
-            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     })
     .await;

@@ -299,6 +299,8 @@ impl Worker {
         drop(consumers);
         self.say_farewell().await;
         self.shared.loads.remove(&self.channel);
+        // A worker that comes after this one says so again.
+        self.forget_providers();
     }
 
     /// Resolves when the events show what this pod tells, and it takes what it may send. Afterwards nothing is asked again: a

@@ -107,6 +107,18 @@ impl Fanout {
                     fanned.resting.push(row.row);
                     None
                 }
+                Some(Ok(prepared)) if !self.may_take(channel, spec, &prepared.request) => {
+                    let namespace = &prepared.request.namespace;
+                    let failure = Failure {
+                        reason: Arc::from("channel-not-allowed"),
+                        detail: format!(
+                            "{channel} does not allow notifications of namespace {namespace:?} any more (its allowedNamespaces)"
+                        ),
+                        provider: None,
+                    };
+                    fanned.end(&row, priority, now, failed(failure));
+                    None
+                }
                 Some(Ok(prepared)) => Some((row, Arc::clone(prepared))),
                 Some(Err(failure)) => {
                     fanned.end(&row, priority, now, failed(failure.clone()));
@@ -158,13 +170,24 @@ impl Fanout {
         Arc::new(prepare(Arc::clone(request), ready))
     }
 
+    /// Whether a notification may still take a channel: it was asked when it was accepted, which may be long ago.
+    fn may_take(&self, channel: &FullName, spec: &ChannelSpec, request: &Request) -> bool {
+        let own = channel.split_once('/').map_or("", |(own, _)| own);
+        let namespace = &*request.namespace;
+        if own == namespace {
+            return true;
+        }
+        let declared = self.catalog.current();
+        // Where its labels are asked for and not known, nobody can tell: then what was answered before counts.
+        let allowed = spec.allowed_namespaces.as_ref();
+        let is_unknown = allowed.is_some_and(|allowed| allowed.selector.is_some())
+            && !declared.namespace_labels.contains_key(namespace);
+        is_unknown || declared.allows(own, spec, namespace)
+    }
+
     fn is_suspended(&self, request: &Request) -> bool {
         let name = format!("{}/{}", request.namespace, request.template);
-        let declared = self.catalog.current();
-        declared
-            .templates
-            .get(name.as_str())
-            .is_some_and(|template| template.resource.spec.suspend)
+        self.catalog.current().is_suspended(&name)
     }
 
     async fn prepare(

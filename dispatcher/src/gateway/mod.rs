@@ -1,9 +1,11 @@
 //! The stages behind HTTP, and HTTP: everything but delivering, or with it everything.
 //!
 //! - This file: accepts, serves, and shuts down in order, over any broker and store.
-//! - [`folder`]: what the API needs of the folder and of the pipeline.
+//! - [`folder`]: changes to the folder, over HTTP. [`reach`]: what the API needs of the pipeline. [`measure`]: gauges.
 
 mod folder;
+mod measure;
+mod reach;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,16 +21,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::measure::Measure;
 use crate::accept::schedules::Schedules;
-use crate::accept::{self, Accept, SenderRate};
-use crate::api::{self, Api, Keys, probes};
+use crate::accept::{self, Accept, Quotas};
+use crate::access::{Access, Keys};
+use crate::api::{self, Api, Editor, probes};
 use crate::broker::Broker;
 use crate::catalog::Catalog;
 use crate::catalog::folder::FolderCatalog;
 use crate::clock;
 use crate::deliver::worker::Guards;
 use crate::id::FullName;
-use crate::metrics::{ChannelClass, Metrics};
+use crate::metrics::Metrics;
 use crate::pipeline::{self, Pipeline, Providers};
 use crate::store::{ApiKey, Store, StoreError};
 use crate::timing::Timing;
@@ -45,6 +49,19 @@ pub enum Delivering {
     Elsewhere,
 }
 
+/// Who may call, and whether what is declared can be changed over HTTP.
+pub enum Callers {
+    /// Whoever has an API key of the store.
+    Keys {
+        /// One that may do everything, besides those in the store; `None`: only those.
+        api_key: Option<String>,
+        /// The folder, if it is this process's alone.
+        folder: Option<Arc<FolderCatalog>>,
+    },
+    /// Whom somebody else knows.
+    Known(Arc<dyn Access>),
+}
+
 /// What it works with.
 pub struct Parts {
     /// What moves.
@@ -52,7 +69,9 @@ pub struct Parts {
     /// What waits and what was.
     pub store: Arc<dyn Store>,
     /// What is declared.
-    pub catalog: Arc<FolderCatalog>,
+    pub catalog: Arc<dyn Catalog>,
+    /// Who may call.
+    pub callers: Callers,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What makes providers: to deliver, and to test channels.
@@ -63,8 +82,8 @@ pub struct Parts {
     pub timing: Timing,
     /// W: most deliveries of a channel that are sent and whose outcome has no receipt yet.
     pub window: usize,
-    /// An API key that may do everything, besides those in the store; `None`: only those.
-    pub api_key: Option<String>,
+    /// How fast may be sent.
+    pub quotas: Quotas,
     /// Where HTTP is served.
     pub listener: TcpListener,
     /// Where health and metrics are served; `None`: beside the API.
@@ -93,20 +112,31 @@ impl Gateway {
             broker,
             store,
             catalog,
+            callers,
             metrics,
             providers,
             delivering,
             timing,
             window,
-            api_key,
+            quotas,
             listener,
             probes: probes_listener,
         } = parts;
-        let (fixed, new_key) = keys(&*store, api_key.as_deref()).await?;
+        let mut new_key = None;
+        let (access, keys, editor): (Arc<dyn Access>, _, _) = match callers {
+            Callers::Keys { api_key, folder } => {
+                let (fixed, new) = first_keys(&*store, api_key.as_deref()).await?;
+                new_key = new;
+                let keys = Arc::new(Keys::new(Arc::clone(&store), &fixed));
+                let editor = folder.map(|folder| Arc::new(folder::Edit(folder)) as Arc<dyn Editor>);
+                (Arc::clone(&keys) as _, Some(keys), editor)
+            }
+            Callers::Known(access) => (access, None, None),
+        };
         let stages = pipeline::Parts {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store),
-            catalog: Arc::clone(&catalog) as _,
+            catalog: Arc::clone(&catalog),
             providers: Arc::clone(&providers),
             metrics: Arc::clone(&metrics),
             timing: timing.clone(),
@@ -119,12 +149,12 @@ impl Gateway {
         });
         let accept = Arc::new(Accept::new(accept::Parts {
             broker: Arc::clone(&broker),
-            catalog: Arc::clone(&catalog) as _,
+            catalog: Arc::clone(&catalog),
             store: Arc::clone(&store),
             load: Arc::clone(&pipeline.loads) as _,
             metrics: Arc::clone(&metrics),
             timing: timing.clone(),
-            rate: SenderRate::default(),
+            quotas,
         }));
 
         let stop = CancellationToken::new();
@@ -132,27 +162,24 @@ impl Gateway {
         // A broker of its own is there as long as this process is.
         let (ready, is_ready) = watch::channel(delivering == Delivering::Here);
         let api = Arc::new(Api {
-            keys: Keys::new(Arc::clone(&store), &fixed),
+            access: Arc::clone(&access),
+            keys,
             accept: Arc::clone(&accept),
-            catalog: Arc::clone(&catalog) as _,
+            catalog: Arc::clone(&catalog),
             broker: Arc::clone(&broker),
             store: Arc::clone(&store),
             definitions: Arc::clone(&pipeline.definitions),
             loads: Arc::clone(&pipeline.loads),
-            control: Arc::new(folder::Reach {
+            control: Arc::new(reach::Reach {
                 pipeline: Arc::clone(&pipeline),
                 catalog: Arc::clone(&catalog),
                 providers,
             }),
-            editor: match delivering {
-                Delivering::Here => Some(Arc::new(folder::Edit(Arc::clone(&catalog)))),
-                // Several gateways, of which only one would see it.
-                Delivering::Elsewhere => None,
-            },
+            editor,
             outcomes: pipeline.outcomes.clone(),
             metrics: Arc::clone(&metrics),
             ready: is_ready.clone(),
-            streams: Api::stream_places(),
+            streams: api::stream::Places::default(),
         });
         let mut router = api::router(api);
         let health = probes::router(Arc::clone(&metrics), is_ready);
@@ -170,28 +197,27 @@ impl Gateway {
         });
         let schedules = Schedules::new(
             accept,
-            Arc::clone(&catalog) as _,
+            access,
+            Arc::clone(&catalog),
             Arc::clone(&store),
             Arc::clone(&metrics),
         );
         let stopping = stop.clone();
         tasks.spawn(async move { schedules.run(stopping.cancelled()).await });
-        let (watched, stopping) = (Arc::clone(&catalog), stop.clone());
-        tasks.spawn(async move {
-            stopping.run_until_cancelled(watched.keep_current()).await;
-        });
         tasks.spawn(note_definitions(
             Arc::clone(&catalog),
             Arc::clone(&store),
             Arc::clone(&metrics),
             stop.clone(),
         ));
-        tasks.spawn(measure(
-            Arc::clone(&catalog),
-            Arc::clone(&store),
-            Arc::clone(&pipeline),
-            stop.clone(),
-        ));
+        let measure = Measure {
+            catalog,
+            store,
+            loads: Arc::clone(&pipeline.loads),
+            metrics,
+            shown: HashSet::new(),
+        };
+        tasks.spawn(measure.run(stop.clone()));
         if delivering == Delivering::Elsewhere {
             tasks.spawn(get_ready(
                 Arc::clone(&broker),
@@ -227,7 +253,7 @@ impl Gateway {
 }
 
 /// The API keys besides those in the database, and one that had to be made.
-async fn keys(
+async fn first_keys(
     store: &dyn Store,
     given: Option<&str>,
 ) -> Result<(Vec<ApiKey>, Option<String>), StoreError> {
@@ -287,7 +313,7 @@ async fn get_ready(
 
 /// Notes every definition that comes into force.
 async fn note_definitions(
-    catalog: Arc<FolderCatalog>,
+    catalog: Arc<dyn Catalog>,
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -326,47 +352,6 @@ async fn note_definitions(
             } else if changes.changed().await.is_err() {
                 break;
             }
-        }
-    })
-    .await;
-}
-
-/// Says how much waits, and since when.
-async fn measure(
-    catalog: Arc<FolderCatalog>,
-    store: Arc<dyn Store>,
-    pipeline: Arc<Pipeline>,
-    stop: CancellationToken,
-) {
-    stop.run_until_cancelled(async {
-        loop {
-            for name in catalog.current().channels.keys() {
-                let Ok(backlog) = store.backlog(name).await else {
-                    continue;
-                };
-                let load = pipeline.loads.get(name).unwrap_or_default();
-                for class in Priority::ALL {
-                    let k = class.index();
-                    let labels = ChannelClass {
-                        channel: name.to_string(),
-                        priority: class.as_str(),
-                    };
-                    let metrics = pipeline.metrics();
-                    metrics
-                        .waiting
-                        .get_or_create(&labels)
-                        .set(backlog[k].due as i64);
-                    let in_room = backlog[k].oldest.map_or(0.0, |oldest| {
-                        clock::now().duration_since(oldest).as_secs_f64()
-                    });
-                    let in_hand = load.oldest[k].unwrap_or_default().as_secs_f64();
-                    metrics
-                        .oldest_waiting_seconds
-                        .get_or_create(&labels)
-                        .set(in_room.max(in_hand));
-                }
-            }
-            tokio::time::sleep(MEASURE).await;
         }
     })
     .await;

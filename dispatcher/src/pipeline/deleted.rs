@@ -1,9 +1,13 @@
 //! What waits for a channel that is no more, or is out, ends as failed.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use herald_crds::names;
+use herald_crds::{Kind, names};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{Channels, Work};
 use crate::broker::{BrokerError, Outgoing};
@@ -23,36 +27,52 @@ enum EndError {
     Broker(BrokerError),
 }
 
+/// Whether there is such a channel, be it one that cannot be read, or may be for all one can tell.
+fn is_declared(declared: &Snapshot, name: &FullName) -> bool {
+    let is_it = |problem: &DeclaredProblem| {
+        let named = problem.resource.strip_prefix("Channel ");
+        named.is_some_and(|named| named == &**name)
+    };
+    declared.channels.contains_key(name)
+        || declared.problems.iter().any(is_it)
+        || !declared.tells(Kind::Channel, name)
+}
+
 impl Channels {
     /// Ends some of what waits for channels that are no more, or is out: also if they were deleted while nothing ran.
-    /// Answers whether there may be more, which is for the next time, so that nothing else waits for a million of them.
-    pub(super) async fn end_deleted(&self, declared: &Snapshot) -> bool {
-        // What cannot be read may be the channel: nothing ends for a slip of the pen.
-        let is_unclear = |problem: &DeclaredProblem| {
-            problem.resource.is_empty() || problem.resource.starts_with("Channel ")
-        };
+    /// Then lets go of their topics. Answers when to go on with what is left, so that nothing else waits for a million of
+    /// them; `None`: nothing is.
+    pub(super) async fn end_deleted(&self, declared: &Snapshot) -> Option<Duration> {
+        // What cannot be read at all may be any channel: nothing ends for a slip of the pen.
+        let is_unclear = |problem: &DeclaredProblem| problem.resource.is_empty();
         if declared.problems.iter().any(is_unclear) {
-            return false;
+            return None;
         }
         match self.end_some(declared).await {
-            Ok(more) => more,
+            Ok(again) => again,
             Err(error) => {
                 let metrics = &self.shared.metrics;
                 match &error {
                     EndError::Store(_) => metrics.store_failed("end_channel"),
                     EndError::Broker(_) => metrics.broker_failed("end_channel"),
                 }
-                tracing::warn!(%error, "what waits for deleted channels could not be ended, trying again later");
-                false
+                tracing::warn!(%error, "what waits for deleted channels could not be ended, trying again");
+                Some(self.pause())
             }
         }
     }
 
-    async fn end_some(&self, declared: &Snapshot) -> Result<bool, EndError> {
+    async fn end_some(&self, declared: &Snapshot) -> Result<Option<Duration>, EndError> {
         let store = &self.parts.store;
         let mut more = false;
+        let mut open = BTreeSet::new();
         for (name, unended) in store.channels().await.map_err(EndError::Store)? {
-            if declared.channels.contains_key(&name) {
+            if is_declared(declared, &name) {
+                continue;
+            }
+            if unended {
+                open.insert(Arc::clone(&name));
+            } else if self.left().contains(&name) {
                 continue;
             }
             // What was told before it went is history all the same, and may be of rows that are still to be written.
@@ -80,7 +100,59 @@ impl Channels {
                 );
             }
         }
-        Ok(more)
+        let is_read = self.let_go(declared, &open);
+        Ok(if more {
+            Some(Duration::ZERO)
+        } else {
+            (is_read || !open.is_empty()).then(|| self.pause())
+        })
+    }
+
+    /// Lets go of the topics of channels that are no more once all of it has ended and nothing has come for a while: who
+    /// deletes the topics waits for that. Answers whether others are still read.
+    ///
+    /// A pod tells each second how it is, and takes the drain time at most from its last word to its last outcome.
+    fn let_go(&self, declared: &Snapshot, open: &BTreeSet<FullName>) -> bool {
+        let long = self.shared.timing.drain + self.pause();
+        let mut left = self.left();
+        left.retain(|name| !is_declared(declared, name));
+        let mut is_read = false;
+        self.lock().retain(|name, running| {
+            let recorded = *running.recorded.borrow();
+            let is_over = !is_declared(declared, name)
+                && !open.contains(name)
+                && matches!(running.work, Work::Nothing);
+            running.quiet = match running.quiet {
+                _ if !is_over => None,
+                Some((since, then)) if then == recorded => Some((since, then)),
+                _ => Some((Instant::now(), recorded)),
+            };
+            let Some((since, _)) = running.quiet else {
+                return true;
+            };
+            if since.elapsed() < long && !running.is_missing.load(Ordering::Relaxed) {
+                is_read = true;
+                return true;
+            }
+            running.stop.cancel();
+            let channel = &**name;
+            tracing::info!(
+                channel,
+                "it is no more, and nothing comes from it: its topics are not read any longer"
+            );
+            left.insert(Arc::clone(name));
+            false
+        });
+        is_read
+    }
+
+    /// After so long what is left of channels that are no more is looked at again.
+    fn pause(&self) -> Duration {
+        self.shared.timing.tick * 5
+    }
+
+    fn left(&self) -> MutexGuard<'_, BTreeSet<FullName>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends what is out. First it is told, so that no copy is sent that is still with the broker, should the channel come
@@ -117,7 +189,11 @@ impl Channels {
         let messages = told.iter().map(message::encode).map(Outgoing::at_once);
         let topic = names::events(channel);
         let published = self.parts.broker.publish(&topic, messages.collect()).await;
-        published.map_err(EndError::Broker)?;
+        match published {
+            // Then there are no copies either.
+            Ok(()) | Err(BrokerError::Missing { .. }) => {}
+            Err(error) => return Err(EndError::Broker(error)),
+        }
         // The recorder repeats it, which changes nothing.
         let recorded = self.parts.store.record(channel, &told).await;
         recorded.map_err(EndError::Store)

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::accept::{Accept, Scopes, SendRequest, Sender, SenderRate};
+use crate::accept::{Accept, Quotas, Scopes, SendRequest};
+use crate::access::{Rights, Sender};
 use crate::broker::Broker;
 use crate::broker::embedded::{self, EmbeddedBroker};
 use crate::broker::faulty::{Faults, FaultyBroker};
@@ -212,7 +213,7 @@ impl Life {
                 broker: Arc::clone(&faulty),
                 store: Arc::clone(&store) as Arc<dyn Store>,
                 catalog: Arc::clone(&catalog) as _,
-                providers: Arc::new(move |_, _| {
+                providers: Arc::new(move |_, _, _| {
                     let rng = Mutex::new(StdRng::seed_from_u64(seed));
                     Ok(Arc::new(Flaky {
                         recipients: Arc::clone(&recipients),
@@ -231,7 +232,7 @@ impl Life {
                 load: Arc::clone(&pipeline.loads) as _,
                 metrics: Arc::clone(&metrics),
                 timing: timing(),
-                rate: SenderRate::default(),
+                quotas: Quotas::default(),
             }));
             (broker, store, accept, metrics, pipeline)
         });
@@ -304,7 +305,7 @@ fn history(seed: u64, guards: Guards) -> Account {
     let mut accepted: Vec<(NotificationId, usize)> = Vec::new();
     let sender = Sender {
         name: Arc::from("test"),
-        scopes: Scopes::EVERYTHING,
+        rights: Rights::Scopes(Scopes::EVERYTHING),
     };
 
     for life in 0..=account.kills {

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::{Parts, Pipeline, WINDOW};
-use crate::accept::{self, Accept, Accepted, Refusal, Scopes, SendRequest, Sender, SenderRate};
+use crate::accept::{self, Accept, Accepted, Quotas, Refusal, Scopes, SendRequest};
+use crate::access::{Rights, Sender};
 use crate::broker::Broker;
 use crate::broker::embedded::{self, EmbeddedBroker};
 use crate::catalog::folder::FolderCatalog;
@@ -135,15 +136,25 @@ impl Stages {
         channel: &str,
         script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
     ) -> Self {
-        Self::begin_over(channel, timing(), script, |broker| broker).await
+        Self::begin_over(channel, timing(), script, |broker| Arc::new(broker)).await
     }
 
-    /// The same with other times, over a broker that is wrapped in something.
+    /// The same with a notification that waits for a suspended channel, and answers it.
+    async fn begin_waiting() -> (Self, NotificationId) {
+        let stages = Self::begin(&format!("{MAIL}  suspend: true\n"), sent).await;
+        let to = to("a@b.example");
+        let request = json!({"template": "order", "recipients": to, "parameters": {"n": 1}});
+        let id = stages.send(request).await;
+        stages.wait(&id, |record| !record.counts.is_empty()).await;
+        (stages, id)
+    }
+
+    /// As [`begin`](Self::begin), with other times, over a broker that is wrapped in something.
     async fn begin_over(
         channel: &str,
         timing: Timing,
         script: impl Fn(&str, &Delivery) -> Outcome + Send + Sync + 'static,
-        wrap: impl FnOnce(Arc<dyn Broker>) -> Arc<dyn Broker>,
+        wrap: impl FnOnce(EmbeddedBroker) -> Arc<dyn Broker>,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("templates.yaml"), TEMPLATES).unwrap();
@@ -153,11 +164,11 @@ impl Stages {
             synchronous: false,
             ..embedded::Options::default()
         };
-        let broker = wrap(Arc::new(
+        let broker = wrap(
             EmbeddedBroker::open(&dir.path().join("queue.db"), options)
                 .await
                 .unwrap(),
-        ));
+        );
         let options = sqlite::Options {
             synchronous: false,
             ..sqlite::Options::default()
@@ -176,7 +187,11 @@ impl Stages {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store) as Arc<dyn Store>,
             catalog: Arc::clone(&catalog) as _,
-            providers: Arc::new(move |declared, _| {
+            providers: Arc::new(move |channel, declared, _| {
+                assert!(
+                    channel.contains('/'),
+                    "it is known by its full name: {channel}"
+                );
                 let (script, asked) = (Arc::clone(&script), Arc::clone(&remembered));
                 Ok(Arc::new(Scripted {
                     name: declared.name.clone(),
@@ -198,7 +213,7 @@ impl Stages {
             load: Arc::clone(&pipeline.loads) as _,
             metrics: Arc::clone(&metrics),
             timing,
-            rate: SenderRate::default(),
+            quotas: Quotas::default(),
         });
         Self {
             dir,
@@ -216,7 +231,7 @@ impl Stages {
     async fn try_send(&self, request: Value) -> Result<Accepted, Refusal> {
         let sender = Sender {
             name: Arc::from("test"),
-            scopes: Scopes::EVERYTHING,
+            rights: Rights::Scopes(Scopes::EVERYTHING),
         };
         let request: SendRequest = serde_json::from_value(request).unwrap();
         self.accept
@@ -528,12 +543,7 @@ async fn what_is_too_late_expires_whatever_is_suspended_and_is_not_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sweep_finds_what_was_lost_and_sends_it_once() {
-    let suspended = format!("{MAIL}  suspend: true\n");
-    let stages = Stages::begin(&suspended, sent).await;
-    let id = stages
-        .send(json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1}}))
-        .await;
-    stages.wait(&id, |record| !record.counts.is_empty()).await;
+    let (stages, id) = Stages::begin_waiting().await;
     stages.lose().await;
     stages.declare(MAIL);
     let deliveries = stages.ended(&id).await;

@@ -156,8 +156,8 @@ impl Plan {
                 if let Err(error) = ended {
                     self.metrics.broker_failed("receive_requests");
                     tracing::warn!(%error, "taking requests was interrupted, beginning again");
+                    tokio::time::sleep(error.pause()).await;
                 }
-                tokio::time::sleep(Duration::from_millis(250)).await;
             }
         })
         .await;

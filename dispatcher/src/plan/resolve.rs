@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
 use futures::future::join_all;
@@ -24,6 +25,10 @@ pub const STEP: usize = 500;
 
 /// Members resolved before looking again for something more urgent.
 const ROUND: usize = 8 * STEP;
+
+/// What cannot be resolved since nobody can tell what is declared is looked at again after this at the soonest, and this at
+/// the latest.
+const UNTOLD: (Duration, Duration) = (Duration::from_secs(30), Duration::from_mins(10));
 
 /// Resolves the recipients of notifications.
 pub struct Resolver {
@@ -71,7 +76,7 @@ impl Resolver {
         let (mut batch, mut small) = (Vec::new(), 0);
         let mut groups = HashMap::new();
         for one in unresolved {
-            let ready = match self.ready(one, &mut groups).await {
+            let ready = match self.ready(one, &mut groups, now).await {
                 Ok(Some(ready)) => ready,
                 Ok(None) => continue,
                 Err(DefinitionError::Store(error)) => {
@@ -113,11 +118,12 @@ impl Resolver {
         round
     }
 
-    /// Makes a notification ready to be resolved; `None`: it is held. `groups` are those that others needed.
+    /// Makes a notification ready to be resolved; `None`: it is held, or postponed. `groups` are those that others needed.
     async fn ready<'a>(
         &self,
         unresolved: &'a Unresolved,
         groups: &mut HashMap<DefinitionHash, Groups>,
+        now: Timestamp,
     ) -> Result<Option<Ready<'a>>, DefinitionError> {
         let request = &unresolved.request;
         let definition = self.definitions.template(&request.definition).await?;
@@ -133,6 +139,22 @@ impl Resolver {
             }
         };
         let at = request.send_at.unwrap_or(request.accepted_at);
+        let declared = self.catalog.current();
+        if request.expires_at.is_none_or(|at| at > now)
+            && !Routes::are_told(request, template, &declared)
+        {
+            // The longer it takes, the more of them there may be.
+            let (shortest, longest) = UNTOLD;
+            let waited = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+            let until = now + (waited / 2).clamp(shortest, longest);
+            let postponed = self.store.postpone(&request.id, until).await;
+            postponed.map_err(DefinitionError::Store)?;
+            tracing::info!(
+                notification = %request.id, %until,
+                "postponed: whether its channels are declared cannot be told at the moment"
+            );
+            return Ok(None);
+        }
         if unresolved.cursor == Cursor::default() {
             let store = DefinitionError::Store;
             let allowed = template.max_recipients();
@@ -153,7 +175,7 @@ impl Resolver {
                 return Ok(None);
             }
         }
-        let routes = Routes::new(request, template, &self.catalog.current());
+        let routes = Routes::new(request, template, &declared);
         Ok(Some(Ready {
             unresolved,
             sources,

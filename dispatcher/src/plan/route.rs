@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use herald_crds::{Address, Channel, Medium, Strategy};
+use herald_crds::{Address, Channel, Kind, Medium, Strategy};
 
 use crate::catalog::{FullName, Snapshot};
 use crate::id::{DeliveryId, NotificationId};
@@ -27,30 +27,41 @@ impl Routes {
         template: &herald_crds::NotificationTemplateSpec,
         declared: &Snapshot,
     ) -> Self {
-        let named = |name: FullName| {
+        let channel = |name: FullName| {
             let channel = declared.channels.get(&name)?;
             Some((name, Arc::clone(channel)))
         };
-        let channels = if request.channels.is_empty() {
-            let routes = template.routing.channels.iter();
-            routes
-                .filter_map(|route| {
-                    let namespace = route.namespace.as_deref().unwrap_or(&request.namespace);
-                    named(Arc::from(format!("{namespace}/{}", route.name)))
-                })
-                .collect()
-        } else {
-            request
-                .channels
-                .iter()
-                .filter_map(|name| named(Arc::clone(name)))
-                .collect()
-        };
+        let names = Self::names(request, template).into_iter();
         Self {
-            channels,
+            channels: names.filter_map(channel).collect(),
             strategy: template.routing.strategy(),
             mandatory: template.mandatory,
         }
+    }
+
+    /// Whether it can be told which of its channels are declared.
+    pub fn are_told(
+        request: &Request,
+        template: &herald_crds::NotificationTemplateSpec,
+        declared: &Snapshot,
+    ) -> bool {
+        let untold = |name: &FullName| {
+            !declared.channels.contains_key(name) && !declared.tells(Kind::Channel, name)
+        };
+        !Self::names(request, template).iter().any(untold)
+    }
+
+    /// The channels a notification was to take when it was accepted.
+    fn names(request: &Request, template: &herald_crds::NotificationTemplateSpec) -> Vec<FullName> {
+        if !request.channels.is_empty() {
+            return request.channels.clone();
+        }
+        let routes = template.routing.channels.iter();
+        let name = |route: &herald_crds::Route| {
+            let namespace = route.namespace.as_deref().unwrap_or(&request.namespace);
+            Arc::from(format!("{namespace}/{}", route.name))
+        };
+        routes.map(name).collect()
     }
 
     /// The endpoints that somebody with `address` could be reached at, in order of preference.

@@ -3,12 +3,12 @@
 //! Files are read when they are needed and again when they have changed, so that a rotated Secret needs no restart. A
 //! `ConfigMap` with certificates is mounted beside the Secrets, in the same shape.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 /// Most bytes of one value: more than any bundle of certificates, as much as a Secret can hold.
@@ -68,13 +68,64 @@ pub enum CredentialError {
         /// The key.
         key: String,
     },
+    /// The Channel is not in the namespace whose Secrets are held.
+    #[error(
+        "Secret or ConfigMap {secret:?} is not read: with broker: embedded, credentials are read in namespace {namespace} alone: declare the Channel there, or run Herald over Pulsar, where its pods are in its own namespace"
+    )]
+    Withhold {
+        /// The Secret's name.
+        secret: String,
+        /// Whose Secrets are held.
+        namespace: Arc<str>,
+    },
 }
 
-/// The folder of Secrets. Cheap to clone; the clones share what they have read.
+/// Secrets: a folder of them, or those that somebody holds. Cheap to clone; the clones share what they have read.
 #[derive(Debug, Clone)]
-pub struct Credentials {
-    root: Arc<Path>,
-    read: Arc<Mutex<HashMap<PathBuf, Remembered>>>,
+pub struct Credentials(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Folder {
+        root: Arc<Path>,
+        read: Arc<Mutex<HashMap<PathBuf, Remembered>>>,
+    },
+    Held {
+        held: Arc<Held>,
+        /// Whose they are; `None`: everybody's.
+        namespace: Option<Arc<str>>,
+    },
+    /// Those of this namespace are held, and whoever asks is of another.
+    Withheld { namespace: Arc<str> },
+}
+
+/// Secrets in memory, by name and key.
+#[derive(Default)]
+pub struct Held(RwLock<BTreeMap<String, BTreeMap<String, Vec<u8>>>>);
+
+impl Held {
+    /// Holds these and no others.
+    pub fn replace(&self, secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = secrets;
+    }
+
+    /// Holds these values as those of the Secret `name`.
+    pub fn put(&self, name: String, values: BTreeMap<String, Vec<u8>>) {
+        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        held.insert(name, values);
+    }
+
+    /// Holds the Secret `name` no longer.
+    pub fn remove(&self, name: &str) {
+        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        held.remove(name);
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 /// A value, and what its file looked like when it was read.
@@ -95,9 +146,39 @@ struct Mark {
 impl Credentials {
     /// The Secrets under `root`. Reads nothing yet: the folder may still be missing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self {
+        Self(Place::Folder {
             root: root.into().into(),
             read: Arc::default(),
+        })
+    }
+
+    /// The Secrets that are held, whatever they are at the time.
+    pub fn held(held: Arc<Held>) -> Self {
+        let namespace = None;
+        Self(Place::Held { held, namespace })
+    }
+
+    /// The Secrets of a namespace that are held, for Channels of that namespace alone: see [`Self::of`].
+    pub fn held_in(namespace: &str, held: Arc<Held>) -> Self {
+        let namespace = Some(namespace.into());
+        Self(Place::Held { held, namespace })
+    }
+
+    /// What a Channel, `NAMESPACE/NAME`, has of them. Secrets go by bare names: without this whoever may declare a Channel
+    /// in any namespace could send another's credentials to a server of their choice.
+    #[must_use]
+    pub fn of(&self, channel: &str) -> Self {
+        let of = channel
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace);
+        match &self.0 {
+            Place::Held {
+                namespace: Some(namespace),
+                ..
+            } if **namespace != *of => Self(Place::Withheld {
+                namespace: Arc::clone(namespace),
+            }),
+            _ => self.clone(),
         }
     }
 
@@ -117,13 +198,31 @@ impl Credentials {
             key: key.to_owned(),
             source,
         };
-        let path = self.root.join(secret).join(key);
+        let (root, read) = match &self.0 {
+            Place::Folder { root, read } => (root, read),
+            Place::Withheld { namespace } => {
+                return Err(CredentialError::Withhold {
+                    secret: secret.to_owned(),
+                    namespace: Arc::clone(namespace),
+                });
+            }
+            Place::Held { held, .. } => {
+                let held = held.0.read().unwrap_or_else(PoisonError::into_inner);
+                let found = held.get(secret).and_then(|values| values.get(key));
+                let missing = || {
+                    let why = "there is no such Secret with the label herald.dev/credentials=true and this key";
+                    unreadable(io::Error::new(io::ErrorKind::NotFound, why))
+                };
+                return decode(secret, key, found.ok_or_else(missing)?);
+            }
+        };
+        let path = root.join(secret).join(key);
         let found = fs::metadata(&path).map_err(unreadable)?;
         if !found.is_file() {
             return Err(unreadable(io::Error::other("not a file")));
         }
         let mark = mark(&found);
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = read.get(&path)
             && known.mark == mark
         {
@@ -139,20 +238,7 @@ impl Credentials {
                 key: key.to_owned(),
             });
         }
-        let value = match str::from_utf8(&bytes) {
-            Ok(text) => {
-                let text = text.strip_suffix('\n').unwrap_or(text);
-                text.strip_suffix('\r').unwrap_or(text)
-            }
-            Err(_) => "",
-        };
-        if value.is_empty() {
-            return Err(CredentialError::Decode {
-                secret: secret.to_owned(),
-                key: key.to_owned(),
-            });
-        }
-        let value = Hidden(value.into());
+        let value = decode(secret, key, &bytes)?;
         read.insert(
             path,
             Remembered {
@@ -162,6 +248,20 @@ impl Credentials {
         );
         Ok(value)
     }
+}
+
+/// The text of a value, without one line break at its end.
+fn decode(secret: &str, key: &str, bytes: &[u8]) -> Result<Hidden, CredentialError> {
+    let text = str::from_utf8(bytes).unwrap_or_default();
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(CredentialError::Decode {
+            secret: secret.to_owned(),
+            key: key.to_owned(),
+        });
+    }
+    Ok(Hidden(text.into()))
 }
 
 fn mark(found: &fs::Metadata) -> Mark {
@@ -210,6 +310,45 @@ mod tests {
         )
         .unwrap();
         assert_eq!(get().expose(), "other");
+    }
+
+    #[test]
+    fn what_is_held_is_given_as_it_is_now_and_nothing_shows_it() {
+        let held = Arc::new(Held::default());
+        let credentials = Credentials::held(Arc::clone(&held));
+        let get = || credentials.get("ses", "password");
+        assert!(matches!(get(), Err(CredentialError::Read { .. })));
+        let secret = |value: &str| [("password".to_owned(), value.as_bytes().to_vec())].into();
+        held.put("ses".to_owned(), secret("hunter2\n"));
+        assert_eq!(get().unwrap().expose(), "hunter2");
+        assert!(!format!("{credentials:?}").contains("hunter2"));
+        held.replace([("ses".to_owned(), secret("other"))].into());
+        assert_eq!(get().unwrap().expose(), "other");
+        held.remove("ses");
+        assert!(get().is_err());
+    }
+
+    #[test]
+    fn what_is_held_of_a_namespace_is_for_its_channels_alone_and_a_folder_for_all() {
+        let held = Arc::new(Held::default());
+        let secret = [("password".to_owned(), b"hunter2".to_vec())];
+        held.put("ses".to_owned(), secret.into());
+        let credentials = Credentials::held_in("hello", Arc::clone(&held));
+        let own = credentials.of("hello/mail").get("ses", "password");
+        assert_eq!(own.unwrap().expose(), "hunter2");
+        for channel in ["evil/mail", "hello-2/mail", "evil/hello", "hello", "/mail"] {
+            let other = credentials.of(channel).get("ses", "password");
+            let error = other.unwrap_err();
+            assert!(
+                matches!(&error, CredentialError::Withhold { .. })
+                    && error.to_string().contains("namespace hello alone"),
+                "{channel}: {error}"
+            );
+        }
+        let (_folder, credentials) = folder("hunter2");
+        for credentials in [Credentials::held(held), credentials] {
+            assert!(credentials.of("any/mail").get("ses", "password").is_ok());
+        }
     }
 
     #[test]

@@ -120,17 +120,24 @@ pub enum BuildError {
     },
 }
 
-/// Makes a declared provider ready to send; the channel's concurrency is given.
+/// Makes a declared provider ready to send; given are the channel, `NAMESPACE/NAME`, the provider, and the channel's
+/// concurrency.
 pub type Providers = Arc<
-    dyn Fn(&herald_crds::Provider, usize) -> Result<Arc<dyn Provider>, BuildError> + Send + Sync,
+    dyn Fn(&str, &herald_crds::Provider, usize) -> Result<Arc<dyn Provider>, BuildError>
+        + Send
+        + Sync,
 >;
 
 /// Makes providers with the credentials of a folder, `ROOT/<secret>/<key>`.
 pub fn makers(secrets: impl Into<std::path::PathBuf>, allow_private_addresses: bool) -> Providers {
-    let credentials = credentials::Credentials::new(secrets);
-    Arc::new(move |declared, concurrency| {
+    makers_with(Credentials::new(secrets), allow_private_addresses)
+}
+
+/// Makes providers with what each one's Channel has of these credentials.
+pub fn makers_with(credentials: Credentials, allow_private_addresses: bool) -> Providers {
+    Arc::new(move |channel, declared, concurrency| {
         let context = Context {
-            credentials: credentials.clone(),
+            credentials: credentials.of(channel),
             allow_private_addresses,
             concurrency,
         };
@@ -164,7 +171,7 @@ pub(crate) mod fixtures;
 mod tests {
     use std::path::Path;
 
-    use herald_crds::{LogSpec, SmtpSpec, WebhookSpec};
+    use herald_crds::{LogSpec, NameRef, SmtpSpec, WebhookSpec};
 
     use super::*;
 
@@ -198,5 +205,40 @@ mod tests {
         }
         let neither = build(&provider, &context).err().unwrap();
         assert!(matches!(neither, BuildError::ChooseKind { provider } if provider == "main"));
+    }
+
+    #[tokio::test]
+    async fn a_channel_of_another_namespace_sends_nobody_the_credentials_that_are_held() {
+        tls::install_crypto();
+        let held = Arc::new(credentials::Held::default());
+        let secret = ["username", "password"].map(|key| (key.to_owned(), b"hunter2".to_vec()));
+        held.put("mail-account".to_owned(), secret.into());
+        let providers = makers_with(Credentials::held_in("hello", held), false);
+        let provider = herald_crds::Provider {
+            name: "main".to_owned(),
+            smtp: Some(SmtpSpec {
+                // Where nothing is sent: it is private.
+                host: "127.0.0.1".to_owned(),
+                from: "Shop <orders@shop.example>".to_owned(),
+                credentials_ref: Some(NameRef {
+                    name: "mail-account".to_owned(),
+                }),
+                ..SmtpSpec::default()
+            }),
+            ..Default::default()
+        };
+        let delivery = fixtures::delivery("alice@shop.example", fixtures::mail());
+        for (channel, expected) in [
+            ("hello/mail", "refused-address"),
+            ("evil/mail", "credentials"),
+        ] {
+            let built = providers(channel, &provider, 1).unwrap();
+            let outcome = built.send(&delivery, Duration::from_secs(20)).await;
+            // Tried again: it may be declared where its credentials are, and nothing is lost.
+            assert!(
+                matches!(&outcome, Outcome::Transient(reason) if &*reason.code == expected),
+                "{channel}: {outcome:?}"
+            );
+        }
     }
 }

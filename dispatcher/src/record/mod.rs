@@ -5,6 +5,7 @@ pub mod sweep;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -41,6 +42,8 @@ pub struct Recorder {
     pub outcomes: broadcast::Sender<Arc<(FullName, Event)>>,
     /// How far recording has come; the sweep waits for it.
     pub position: watch::Sender<Option<MessageId>>,
+    /// Whether there is nothing to record from: the topic is not there yet, or no longer.
+    pub is_missing: Arc<AtomicBool>,
 }
 
 impl Recorder {
@@ -52,8 +55,10 @@ impl Recorder {
                 if let Err(error) = self.record().await {
                     self.metrics.broker_failed("receive_events");
                     tracing::warn!(channel = &*self.channel, %error, "recording was interrupted, beginning again");
+                    let is_missing = matches!(error, BrokerError::Missing { .. });
+                    self.is_missing.store(is_missing, Ordering::Relaxed);
+                    tokio::time::sleep(error.pause()).await;
                 }
-                tokio::time::sleep(Duration::from_millis(250)).await;
             }
         };
         stop.run_until_cancelled(recording.instrument(span)).await;
@@ -65,6 +70,7 @@ impl Recorder {
             .broker
             .subscribe(&topic, Sharing::Failover, BATCH * 2)
             .await?;
+        self.is_missing.store(false, Ordering::Relaxed);
         let acknowledger = consumer.acknowledger();
         // The first message that only a newer program can read.
         let mut newer: Option<MessageId> = None;

@@ -57,6 +57,7 @@ async fn an_event_of_a_newer_format_waits_for_a_program_that_can_read_it_and_oth
         metrics: Arc::clone(&metrics),
         outcomes: sender,
         position: position.clone(),
+        is_missing: Arc::default(),
     };
     let stop = CancellationToken::new();
     let recording = tokio::spawn(recorder.run(stop.clone()));
@@ -109,6 +110,7 @@ async fn an_event_that_nobody_can_read_is_kept_with_its_bytes_and_counted() {
         metrics: Arc::clone(&metrics),
         outcomes,
         position: position.clone(),
+        is_missing: Arc::default(),
     };
     let stop = CancellationToken::new();
     let recording = tokio::spawn(recorder.run(stop.clone()));

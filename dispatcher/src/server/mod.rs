@@ -6,6 +6,7 @@ pub mod settings;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +17,24 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::settings::{Settings, SettingsError, need};
+use crate::access;
 use crate::api::{probes, serve};
 use crate::broker::Broker;
 use crate::broker::pulsar::PulsarBroker;
 use crate::catalog::folder::{FolderCatalog, ScanError};
-use crate::catalog::yaml;
+use crate::catalog::{Catalog, Place, yaml};
 use crate::clock;
 use crate::deliver::ledger::Ledger;
 use crate::deliver::pod;
 use crate::deliver::watchdog;
 use crate::deliver::worker::{Guards, Shared};
-use crate::gateway::{self, Delivering, Gateway};
+use crate::gateway::{self, Callers, Delivering, Gateway};
 use crate::id::FullName;
 use crate::metrics::Metrics;
+use crate::provider::credentials::Credentials;
 use crate::provider::{self, BuildError, tls};
 use crate::store::postgres::PostgresStore;
 use crate::store::{Store, StoreError};
@@ -77,8 +81,12 @@ pub enum ServerError {
         /// Why.
         source: std::io::Error,
     },
+    /// The cluster cannot be spoken to.
+    #[cfg(feature = "kubernetes")]
+    #[error("catalog: {0}")]
+    Connect(crate::cluster::ConnectError),
     /// The folder of what is declared cannot be read.
-    #[error("declared: {0}")]
+    #[error("catalog: {0}")]
     ReadFolder(ScanError),
     /// The database cannot be opened, or its keys not be read.
     #[error("databaseUrl: {0}")]
@@ -140,37 +148,37 @@ async fn gateway(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let broker = Arc::new(PulsarBroker::new(
         settings.pulsar().map_err(ServerError::Settings)?,
     ));
-    let declared = need(
-        settings.declared.as_deref(),
-        "declared",
-        "declared",
-        "HERALD_DECLARED",
-    );
-    let declared = declared.map_err(ServerError::Settings)?;
-    let catalog = FolderCatalog::open(declared, settings.namespace().to_owned());
-    let catalog = Arc::new(catalog.map_err(ServerError::ReadFolder)?);
     let listener = listen("listen", settings.listen()).await?;
     let probes = listen("probes", settings.probes()).await?;
-    let store = store(settings).await?;
     let metrics = Arc::<Metrics>::default();
+    let Declarations {
+        catalog,
+        callers,
+        credentials,
+        _watching,
+    } = {
+        // The API server may be away for long: until then this is alive, and not ready.
+        let _probed = probe_meanwhile(&probes, Arc::clone(&metrics))?;
+        declarations(settings).await?
+    };
+    let store = store(settings).await?;
     let topic = names::requests(RequestPath::Direct, Priority::Critical);
     let (keeping, mut is_known) = keep_time(Arc::clone(&broker) as _, topic, &metrics);
     let knowing = is_known.wait_for(|known| *known);
     // Without the broker nothing becomes of what is due, nor of who asks.
     let _ = tokio::time::timeout(KNOWS_THE_TIME, knowing).await;
-    let credentials = settings.credentials.clone();
-    let secrets = credentials.unwrap_or_else(|| declared.join("secrets"));
     let allow = settings.allow_private_addresses.unwrap_or(false);
     let parts = gateway::Parts {
         broker,
         store: Arc::clone(&store) as Arc<dyn Store>,
         catalog,
+        callers,
         metrics,
-        providers: provider::makers(secrets, allow),
+        providers: provider::makers_with(credentials, allow),
         delivering: Delivering::Elsewhere,
         timing: settings.timing(),
         window: settings.window(),
-        api_key: settings.api_key.clone().filter(|key| !key.is_empty()),
+        quotas: settings.quotas(),
         listener,
         probes: Some(probes),
     };
@@ -200,6 +208,92 @@ fn keep_time(
     let keeping =
         tokio::spawn(async move { clock::keep(&*broker, &topic, &metrics, &known).await });
     (keeping, is_known)
+}
+
+/// What follows from where it is declared.
+struct Declarations {
+    catalog: Arc<dyn Catalog>,
+    callers: Callers,
+    /// Credentials, to test Channels with.
+    credentials: Credentials,
+    /// What looks at the folder; ends when it is dropped.
+    _watching: Option<AbortOnDropHandle<()>>,
+}
+
+/// Reads what is declared, for the first time.
+async fn declarations(settings: &Settings) -> Result<Declarations, ServerError> {
+    let api_key = settings.api_key.clone().filter(|key| !key.is_empty());
+    let mounted = settings.credentials.clone();
+    match settings.catalog().map_err(ServerError::Settings)? {
+        Place::Folder(dir) if settings.callers() == access::Callers::Keys => {
+            let folder = FolderCatalog::open(dir, settings.namespace().to_owned());
+            let folder = Arc::new(folder.map_err(ServerError::ReadFolder)?);
+            let looking = tokio::spawn(Arc::clone(&folder).keep_current());
+            Ok(Declarations {
+                catalog: folder,
+                // Several gateways, of which only one would see a change: nobody may make one.
+                callers: Callers::Keys {
+                    api_key,
+                    folder: None,
+                },
+                credentials: Credentials::new(mounted.unwrap_or_else(|| dir.join("secrets"))),
+                _watching: Some(AbortOnDropHandle::new(looking)),
+            })
+        }
+        Place::Folder(_) => Err(ServerError::Settings(SettingsError::Check {
+            setting: "callers",
+            reason: "identities of a cluster can call only with the catalog kubernetes".to_owned(),
+        })),
+        #[cfg(not(feature = "kubernetes"))]
+        Place::Kubernetes => Err(ServerError::Settings(SettingsError::Check {
+            setting: "catalog",
+            reason: "this program was built without the feature kubernetes".to_owned(),
+        })),
+        #[cfg(feature = "kubernetes")]
+        Place::Kubernetes => {
+            let options = crate::cluster::Options {
+                namespaces: settings.watch_namespaces.clone(),
+                audience: settings.audience.clone(),
+            };
+            let cluster = crate::cluster::Cluster::connect(options).await;
+            let cluster = cluster.map_err(ServerError::Connect)?;
+            Ok(Declarations {
+                catalog: cluster.catalog().await,
+                callers: match settings.callers() {
+                    access::Callers::Kubernetes => {
+                        Callers::Known(cluster.access(api_key.as_deref()))
+                    }
+                    access::Callers::Keys => Callers::Keys {
+                        api_key,
+                        folder: None,
+                    },
+                },
+                // Without a folder there are none, and a test of a Channel says so.
+                credentials: match mounted {
+                    Some(mounted) => Credentials::new(mounted),
+                    None => Credentials::held(Arc::default()),
+                },
+                _watching: None,
+            })
+        }
+    }
+}
+
+/// Says on the port of the probes that this is alive and not ready, until it is dropped.
+fn probe_meanwhile(
+    probes: &TcpListener,
+    metrics: Arc<Metrics>,
+) -> Result<AbortOnDropHandle<()>, ServerError> {
+    let begin = |source| ServerError::Begin { source };
+    let listener = probes.as_fd().try_clone_to_owned().map_err(begin)?;
+    let listener = TcpListener::from_std(listener.into()).map_err(begin)?;
+    let (not_ready, is_ready) = watch::channel(false);
+    let router = probes::router(metrics, is_ready);
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        let forever = std::future::pending();
+        serve::serve(listener, router, Duration::ZERO, forever).await;
+        drop(not_ready);
+    })))
 }
 
 /// The database of all gateways.

@@ -1,14 +1,17 @@
 //! How the servers are set up: by flags, the environment and a file, in this order of precedence.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::accept::{Quotas, Rate};
+use crate::access::Callers;
 use crate::broker::pulsar::{self, Token};
-use crate::catalog::yaml;
+use crate::catalog::{Place, yaml};
 use crate::pipeline;
 use crate::store::postgres;
 use crate::timing::Timing;
@@ -83,10 +86,35 @@ pub struct Settings {
     #[arg(long, env = "HERALD_POD", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// gateway: the folder of YAML.
-    #[arg(long, env = "HERALD_DECLARED", value_name = "DIR")]
+    /// gateway: where what is declared comes from, the cluster that it runs in or a folder of YAML.
+    #[arg(long, env = "HERALD_CATALOG", value_name = "kubernetes|DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub declared: Option<PathBuf>,
+    pub catalog: Option<Place>,
+    /// gateway: the namespaces of the cluster whose resources count [default: all]
+    #[arg(
+        long,
+        env = "HERALD_WATCH_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watch_namespaces: Vec<String>,
+    /// gateway: who may call [default: kubernetes with --catalog kubernetes, else keys]
+    #[arg(long, env = "HERALD_CALLERS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callers: Option<Callers>,
+    /// gateway: the audience that tokens of callers must have [default: herald]
+    #[arg(long, env = "HERALD_AUDIENCE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// gateway: notifications a second that one sender may send in a namespace [default: 5000]
+    #[arg(long, env = "HERALD_SENDER_RATE", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_rate: Option<NonZeroU32>,
+    /// gateway: notifications a second that all senders of a namespace may send [default: 10000]
+    #[arg(long, env = "HERALD_NAMESPACE_RATE", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_rate: Option<NonZeroU32>,
     /// gateway: the database, postgres://user:password@host:port/name
     #[arg(
         long,
@@ -295,6 +323,34 @@ impl Settings {
         self.listen.unwrap_or(usual)
     }
 
+    /// Where what is declared comes from.
+    pub fn catalog(&self) -> Result<&Place, SettingsError> {
+        need(
+            self.catalog.as_ref(),
+            "catalog",
+            "catalog",
+            "HERALD_CATALOG",
+        )
+    }
+
+    /// Who may call.
+    pub fn callers(&self) -> Callers {
+        self.callers.unwrap_or(match self.catalog {
+            Some(Place::Kubernetes) => Callers::Kubernetes,
+            _ => Callers::Keys,
+        })
+    }
+
+    /// How fast may be sent; twice as many at once.
+    pub fn quotas(&self) -> Quotas {
+        let usual = Quotas::default();
+        let rate = |set: Option<NonZeroU32>, usual| set.map_or(usual, |set| Rate::new(set.get()));
+        Quotas {
+            sender: rate(self.sender_rate, usual.sender),
+            namespace: rate(self.namespace_rate, usual.namespace),
+        }
+    }
+
     /// The namespace of resources that name none.
     pub fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or("default")
@@ -345,6 +401,27 @@ mod tests {
                 .to_string()
                 .contains("pulsarUrl")
         );
+    }
+
+    #[test]
+    fn callers_are_identities_where_the_catalog_is_the_cluster_unless_set_otherwise() {
+        let from = |file: &str| {
+            let read = Settings::default().over(Path::new("herald.yaml"), file.as_bytes());
+            read.unwrap()
+        };
+        let cluster = from("catalog: kubernetes\nwatchNamespaces: [shop, office]\nsenderRate: 7");
+        assert_eq!(cluster.catalog().unwrap(), &Place::Kubernetes);
+        assert_eq!(cluster.callers(), Callers::Kubernetes);
+        assert_eq!(cluster.watch_namespaces, ["shop", "office"]);
+        assert_eq!(cluster.quotas().sender, Rate::new(7));
+        assert_eq!(cluster.quotas().namespace, Quotas::default().namespace);
+        assert_eq!(
+            from("{catalog: kubernetes, callers: keys}").callers(),
+            Callers::Keys
+        );
+        let folder = from("catalog: shop/");
+        assert_eq!(folder.catalog().unwrap(), &Place::Folder("shop/".into()));
+        assert_eq!(folder.callers(), Callers::Keys);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::columns::{corrupt, json, timestamp};
-use super::{Member, Recipient, ScheduleRecord, StoreError};
+use super::{Member, Recipient, RefusedDue, ScheduleRecord, StoreError};
 use crate::id::{NotificationId, order};
 
 /// A label with more people than this is looked for person by person, in the order of ids; one with fewer is sorted.
@@ -202,21 +202,48 @@ pub(super) fn beyond(prefix: &str) -> String {
     format!("{prefix}\u{10ffff}")
 }
 
-pub(super) fn schedule_record(
-    (created_at, last_due, last_notification, missed): (i64, Option<i64>, Option<Vec<u8>>, i64),
-) -> Result<ScheduleRecord, StoreError> {
+/// A row of `schedules`, as both databases keep it: `uid`, `created_at`, `last_due`, `last_fired`, `last_notification`,
+/// `refused_due`, `refused_declared`, `refusal`, `missed`.
+pub(super) type ScheduleRow = (
+    Option<String>,
+    i64,
+    Option<i64>,
+    Option<i64>,
+    Option<Vec<u8>>,
+    Option<i64>,
+    Option<Vec<u8>>,
+    Option<String>,
+    i64,
+);
+
+pub(super) fn schedule_record(row: ScheduleRow) -> Result<ScheduleRecord, StoreError> {
+    let (uid, created_at, last_due, last_fired, last_notification, due, declared, refusal, missed) =
+        row;
+    let at = |millis: Option<i64>, column| millis.map(|at| timestamp(at, column)).transpose();
     let last_notification = last_notification
         .map(|id| {
             NotificationId::from_slice(&id)
                 .ok_or_else(|| corrupt("schedules.last_notification", &"not an id"))
         })
         .transpose()?;
+    let due = due.filter(|due| last_fired.is_none_or(|fired| fired < *due));
+    let refused = match (due, declared, refusal) {
+        (Some(due), Some(declared), Some(message)) => Some(RefusedDue {
+            due: timestamp(due, "schedules.refused_due")?,
+            declared: declared
+                .try_into()
+                .map_err(|_| corrupt("schedules.refused_declared", &"not 32 bytes"))?,
+            message,
+        }),
+        _ => None,
+    };
     Ok(ScheduleRecord {
+        uid,
         created_at: timestamp(created_at, "schedules.created_at")?,
-        last_due: last_due
-            .map(|due| timestamp(due, "schedules.last_due"))
-            .transpose()?,
+        last_due: at(last_due, "schedules.last_due")?,
+        last_fired: at(last_fired, "schedules.last_fired")?,
         last_notification,
+        refused,
         missed: missed as u64,
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use herald_crds::Address;
+use herald_crds::{Address, Schedule};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -46,17 +46,75 @@ pub struct SuppressedAddress {
     pub since: Timestamp,
 }
 
+/// Which of the schedules that ever had a name: one that is deleted and made anew begins anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Incarnation<'a> {
+    /// Its uid in Kubernetes; `None`: it is in a folder, and whatever has its name is the same.
+    pub uid: Option<&'a str>,
+    /// Since when it is there; `None`: since it was first seen.
+    pub created_at: Option<Timestamp>,
+}
+
+impl<'a> Incarnation<'a> {
+    /// As it is declared.
+    pub fn of(schedule: &'a Schedule) -> Self {
+        let metadata = &schedule.metadata;
+        Self {
+            uid: metadata.uid.as_deref(),
+            created_at: metadata.creation_timestamp.as_ref().map(|time| time.0),
+        }
+    }
+
+    /// From when on it is due, if it is first seen `now`: whose clock is ahead has not made it later than that.
+    pub(super) fn begins(&self, now: Timestamp) -> Timestamp {
+        self.created_at.map_or(now, |created| created.min(now))
+    }
+
+    /// Whether what is kept is of one before it. One that has gone since, which somebody still sees, changes nothing.
+    pub(super) fn replaces(&self, kept: &ScheduleRecord, now: Timestamp) -> bool {
+        self.uid.is_some()
+            && kept.uid.as_deref() != self.uid
+            && (kept.uid.is_none() || kept.created_at <= self.begins(now))
+    }
+}
+
 /// Where a schedule stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScheduleRecord {
-    /// When it was first seen: the first due time follows from here.
+    /// Which one it is of; `None`: whichever has the name.
+    pub uid: Option<String>,
+    /// When it was made, else first seen: the first due time follows from here.
     pub created_at: Timestamp,
-    /// The due time that fired last.
+    /// The due time that is done with last: it fired, or was skipped.
     pub last_due: Option<Timestamp>,
+    /// The due time that fired last.
+    pub last_fired: Option<Timestamp>,
     /// What it sent then.
     pub last_notification: Option<crate::id::NotificationId>,
+    /// What was refused last, if nothing fired since.
+    pub refused: Option<RefusedDue>,
     /// Due times that were skipped, ever.
     pub missed: u64,
+}
+
+impl ScheduleRecord {
+    /// Due times up to this one are done with, or of another time: the next one follows from here.
+    pub fn done_until(&self) -> Timestamp {
+        // What somebody noted late for the one before does not make this one older than it is.
+        let last = self.last_due.unwrap_or(self.created_at);
+        last.max(self.created_at)
+    }
+}
+
+/// A due time of a schedule that could not be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedDue {
+    /// Which one.
+    pub due: Timestamp,
+    /// What was refused: the digest of the schedule as it was declared then. It says nothing of one with another.
+    pub declared: [u8; 32],
+    /// Why, in words for whoever declared it.
+    pub message: String,
 }
 
 /// An API key, without the key.
@@ -161,11 +219,13 @@ pub trait PeopleStore {
         paging: &Paging,
     ) -> Result<Page<SuppressedAddress>, HistoryError>;
 
-    /// Where a schedule stands; a new one is created as of `now`.
+    /// Where a schedule stands. A new one begins when it was made, else `now`; nothing is kept of another before it that
+    /// had its name.
     async fn schedule(
         &self,
         namespace: &str,
         name: &str,
+        incarnation: Incarnation<'_>,
         now: Timestamp,
     ) -> Result<ScheduleRecord, StoreError>;
 
@@ -177,6 +237,14 @@ pub trait PeopleStore {
         due: Timestamp,
         notification: Option<crate::id::NotificationId>,
         missed: u64,
+    ) -> Result<(), StoreError>;
+
+    /// Notes that a schedule could not be sent, in place of what was refused before.
+    async fn schedule_refused(
+        &self,
+        namespace: &str,
+        name: &str,
+        refused: &RefusedDue,
     ) -> Result<(), StoreError>;
 
     /// All API keys.

@@ -151,6 +151,13 @@ pub trait PlanStore {
         allowed: u64,
     ) -> Result<(), StoreError>;
 
+    /// Puts off the resolving of a notification: nobody looks at it before `until`.
+    async fn postpone(
+        &self,
+        notification: &NotificationId,
+        until: Timestamp,
+    ) -> Result<(), StoreError>;
+
     /// Lets a held notification go on, up to so many recipients; `false` if it is not held.
     async fn confirm(
         &self,

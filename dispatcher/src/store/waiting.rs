@@ -215,6 +215,9 @@ pub trait WaitingStore {
 
     /// How much of a channel waits, by class.
     async fn backlog(&self, channel: &str) -> Result<[Backlog; Priority::COUNT], StoreError>;
+
+    /// Whether a channel has dead letters, whoever sent them.
+    async fn has_dead_letters(&self, channel: &str) -> Result<bool, StoreError>;
 }
 
 /// What an order has reached in the waiting room.

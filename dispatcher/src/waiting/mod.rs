@@ -231,8 +231,7 @@ pub async fn wake(
     let wake_some = async |declared: &Snapshot| {
         for (namespace, template) in store.resting().await? {
             let name = format!("{namespace}/{template}");
-            let declared = declared.templates.get(name.as_str());
-            if declared.is_some_and(|template| template.resource.spec.suspend) {
+            if declared.is_suspended(&name) {
                 continue;
             }
             for (channel, class) in store.wake(&namespace, &template).await? {

@@ -1,12 +1,13 @@
 //! Tells those who deliver for a channel which templates are suspended: what is already out of them comes back, and waits.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use herald_crds::names;
 
 use crate::broker::{Broker, BrokerError, Outgoing};
-use crate::catalog::{Catalog, Snapshot};
+use crate::catalog::{Catalog, Snapshot, Untold};
 use crate::deliver::ledger::Ledger;
 use crate::id::FullName;
 use crate::message::{self, Control, Events};
@@ -49,10 +50,16 @@ impl Suspended {
     }
 
     async fn try_to_tell(&self) -> Result<(), BrokerError> {
-        let suspended = suspended(&self.catalog.current());
         let topic = names::events(self.ledger.channel());
+        let last = self.broker.last_message_id(&topic).await?;
+        let declared = self.catalog.current();
+        if declared.untold != Untold::default() {
+            // Where nothing can be told, what was told last stays.
+            self.ledger.caught_up(last).await;
+        }
+        let suspended = suspended(&declared, &self.ledger.suspended());
         // Of a channel that is new nothing is out.
-        if suspended.is_empty() && self.broker.last_message_id(&topic).await?.is_none() {
+        if suspended.is_empty() && last.is_none() {
             return Ok(());
         }
         self.publish(suspended).await
@@ -63,8 +70,9 @@ impl Suspended {
         let topic = names::events(self.ledger.channel());
         let position = self.broker.last_message_id(&topic).await?;
         self.ledger.caught_up(position).await;
-        let suspended = suspended(&self.catalog.current());
-        if self.ledger.suspended() == suspended {
+        let told = self.ledger.suspended();
+        let suspended = suspended(&self.catalog.current(), &told);
+        if told == suspended {
             return Ok(());
         }
         self.publish(suspended).await
@@ -88,11 +96,9 @@ impl Suspended {
     }
 }
 
-/// The suspended templates, by full name, in order.
-fn suspended(declared: &Snapshot) -> Vec<FullName> {
-    let templates = declared.templates.iter();
-    templates
-        .filter(|(_, template)| template.resource.spec.suspend)
-        .map(|(name, _)| Arc::clone(name))
-        .collect()
+/// The suspended templates, by full name, in order; those that `told` says stay where it cannot be told.
+fn suspended(declared: &Snapshot, told: &[FullName]) -> Vec<FullName> {
+    let known = declared.templates.keys().chain(told);
+    let suspended: BTreeSet<_> = known.filter(|name| declared.is_suspended(name)).collect();
+    suspended.into_iter().map(Arc::clone).collect()
 }

@@ -85,6 +85,34 @@ async fn outcomes_are_streamed_as_they_happen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_namespaces_streams_leave_places_to_others_and_a_closed_one_to_its_own() {
+    let server = Server::start().await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(Stream::open(&server, "events").await);
+    }
+    let open = async || server.request(Method::GET, "events").send().await.unwrap();
+    let refused = open().await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()["retry-after"], "10");
+    let problem: Value = refused.json().await.unwrap();
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("8 streams of namespace shop"), "{detail}");
+    let elsewhere = server.bare(Method::GET, "/v1/namespaces/other/events");
+    let elsewhere = elsewhere.bearer_auth(super::server::KEY).send().await;
+    Stream::from(elsewhere.unwrap());
+    streams.pop();
+    let again = async {
+        while open().await.status() != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_on_where_an_earlier_one_was() {
     let server = Server::start().await;
     let send = async || {

@@ -10,6 +10,7 @@ mod declared;
 mod description;
 mod history;
 mod orders;
+mod permissions;
 mod refusals;
 mod sending;
 mod server;

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use herald_dispatcher::accept::SenderRate;
+use herald_dispatcher::accept::{Quotas, Rate};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -24,6 +24,11 @@ async fn wrong(server: &Server, change: impl FnOnce(&mut Value)) -> Vec<(String,
     change(&mut body);
     server.send(&body).await.problem(422, "invalid-request")
 }
+
+const ONE_A_SECOND: Rate = Rate {
+    per_second: NonZeroU32::MIN,
+    burst: NonZeroU32::MIN,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_json_says_line_and_column() {
@@ -67,6 +72,33 @@ async fn an_unknown_group_is_named_with_what_it_might_have_been() {
     assert_eq!(errors[0].0, "/recipients/0/group");
     assert!(
         errors[0].1.ends_with("did you mean \"board\"?"),
+        "{errors:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_template_that_is_declared_and_not_in_force_it_is_said_why() {
+    let server = Server::with(Setup {
+        wrong: r#"
+apiVersion: herald.dev/v1alpha1
+kind: NotificationTemplate
+metadata: {name: of-others, namespace: shop}
+spec:
+  routing: {channels: [{name: closed, namespace: other}]}
+  content:
+    email: {subject: "Closed", text: "Closed."}
+"#,
+        ..Setup::default()
+    })
+    .await;
+    let mut body = order(&json!([{"group": "board"}]));
+    body["template"] = json!("of-others");
+    let answer = server.send(&body).await;
+    let errors = answer.problem(404, "unknown-template");
+    assert!(
+        errors[0]
+            .1
+            .contains("is declared, but Channel other/closed does not allow"),
         "{errors:?}"
     );
 }
@@ -253,11 +285,10 @@ async fn too_much_metadata_and_keys_that_are_none_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sends_too_fast_is_told_when_to_come_back() {
-    let one = NonZeroU32::MIN;
     let server = Server::with(Setup {
-        rate: SenderRate {
-            per_second: one,
-            burst: one,
+        quotas: Quotas {
+            sender: ONE_A_SECOND,
+            ..Quotas::default()
         },
         ..Setup::default()
     })
@@ -269,6 +300,34 @@ async fn who_sends_too_fast_is_told_when_to_come_back() {
     assert_eq!(answer.header("ratelimit-limit"), Some("1"));
     assert_eq!(answer.header("ratelimit-remaining"), Some("0"));
     assert_eq!(answer.header("retry-after"), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_senders_of_a_namespace_share_its_quota() {
+    let server = Server::with(Setup {
+        quotas: Quotas {
+            namespace: ONE_A_SECOND,
+            ..Quotas::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    server.key("another", &["notifications:create"]).await;
+    let body = order(&json!([{"group": "board"}]));
+    server.send(&body).await.expect(StatusCode::ACCEPTED);
+    let path = "/v1/namespaces/shop/notifications";
+    let by_another = server.bare(Method::POST, path).bearer_auth("another");
+    let answer = Answer::of(by_another.json(&body)).await;
+    answer.problem(429, "rate-limited");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    let detail = answer.body["detail"].as_str().unwrap();
+    assert!(detail.contains("a namespace"), "{detail}");
+    // Another namespace has its own.
+    let path = "/v1/namespaces/other/notifications";
+    let elsewhere = server.bare(Method::POST, path).bearer_auth("another");
+    Answer::of(elsewhere.json(&body))
+        .await
+        .problem(404, "unknown-template");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -173,6 +173,39 @@ async fn a_dry_run_says_what_would_be_sent_and_sends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_who_may_not_read_the_directory_of_no_person() {
+    let server = Server::start().await;
+    server.person("alice", Some("alice@shop.example")).await;
+    server.person("bob", None).await;
+    let scopes = ["notifications:create", "addresses", "channels:use"];
+    server.key("sender", &scopes).await;
+    let scopes = [&scopes[..], &["recipients:read"]].concat();
+    server.key("reader", &scopes).await;
+    let run = async |key: &str, person: &str, channel: &str| {
+        let address = json!({"email": "a@shop.example", "phone": "+821087654321"});
+        let to = json!([{"recipient": person}, {"address": address}]);
+        let mut body = order(&to);
+        body["channels"] = json!([channel]);
+        let path = "/v1/namespaces/shop/notifications?dryRun=true";
+        let request = server.bare(Method::POST, path).bearer_auth(key);
+        Answer::of(request.json(&body)).await.expect(StatusCode::OK)
+    };
+    let full = run("reader", "alice", "mail").await;
+    assert_eq!(full["samples"][0]["recipient"], "alice", "{full:#}");
+    assert_eq!(full["samples"].as_array().unwrap().len(), 2);
+    assert!(full["withheld"].is_null());
+    let less = run("sender", "alice", "mail").await;
+    assert_eq!(less["channels"], full["channels"]);
+    assert_eq!(less["withheld"], 1);
+    let samples = less["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 1);
+    assert!(samples[0]["recipient"].is_null());
+    let text = run("sender", "bob", "text").await;
+    assert_eq!(text["samples"].as_array().unwrap().len(), 1);
+    assert_eq!(text["smsSegments"], 2, "also of the one that is not shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sensitive_parameter_is_in_no_answer_once_it_was_sent() {
     let server = Server::start().await;
     let body = json!({

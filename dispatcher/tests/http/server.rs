@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use herald_crds::{Address, Priority, Resource, names};
-use herald_dispatcher::accept::{self, Accept, SenderRate};
-use herald_dispatcher::api::{self, Api, ChannelTest, Control, EditError, Editor, Keys, probes};
+use herald_dispatcher::accept::{self, Accept, Quotas};
+use herald_dispatcher::access::{Access, Keys};
+use herald_dispatcher::api::{self, Api, ChannelTest, Control, EditError, Editor, probes};
 use herald_dispatcher::broker::embedded::{self, EmbeddedBroker};
 use herald_dispatcher::broker::{Broker, MessageId, Outgoing};
 use herald_dispatcher::catalog::Catalog;
@@ -107,20 +108,26 @@ spec:
 
 /// How a server is set up.
 pub struct Setup {
-    pub rate: SenderRate,
+    pub quotas: Quotas,
     pub max_queue_bytes: u64,
     /// Whether the stages behind accepting run.
     pub pipeline: bool,
     pub editor: bool,
+    /// What is declared beside what is right; empty: nothing.
+    pub wrong: &'static str,
+    /// Who may call; `None`: whoever has a key.
+    pub access: Option<Arc<dyn Access>>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            rate: SenderRate::default(),
+            quotas: Quotas::default(),
             max_queue_bytes: embedded::Options::default().max_bytes,
             pipeline: true,
             editor: true,
+            wrong: "",
+            access: None,
         }
     }
 }
@@ -162,8 +169,12 @@ impl Server {
         let yaml = DECLARED.replace("SENT", path("sent.jsonl").to_str().unwrap());
         std::fs::create_dir(path("yaml")).unwrap();
         std::fs::write(path("yaml/shop.yaml"), yaml).unwrap();
+        std::fs::write(path("yaml/wrong.yaml"), setup.wrong).unwrap();
         let catalog = Arc::new(FolderCatalog::open(path("yaml"), "shop").unwrap());
-        assert_eq!(catalog.current().problems, []);
+        assert_eq!(
+            catalog.current().problems.is_empty(),
+            setup.wrong.is_empty()
+        );
         let options = embedded::Options {
             max_bytes: setup.max_queue_bytes,
             synchronous: false,
@@ -187,7 +198,7 @@ impl Server {
             broker: Arc::clone(&broker),
             store: Arc::clone(&store) as _,
             catalog: Arc::clone(&catalog) as _,
-            providers: Arc::new(move |declared, concurrency| {
+            providers: Arc::new(move |_, declared, concurrency| {
                 let context = provider::Context {
                     credentials: credentials.clone(),
                     allow_private_addresses: false,
@@ -234,7 +245,7 @@ impl Server {
             load: Arc::clone(&loads) as _,
             metrics: Arc::clone(metrics),
             timing: Timing::default(),
-            rate: setup.rate,
+            quotas: setup.quotas,
         }));
         let (outcomes, _) = tokio::sync::broadcast::channel(16);
         let (_, ready) = watch::channel(true);
@@ -244,8 +255,10 @@ impl Server {
             scopes: vec!["*".to_owned()],
             created_at: Timestamp::now(),
         };
+        let keys = Arc::new(Keys::new(Arc::clone(store) as _, &[everything]));
         let api = Arc::new(Api {
-            keys: Keys::new(Arc::clone(store) as _, &[everything]),
+            access: (setup.access.clone()).unwrap_or_else(|| Arc::clone(&keys) as _),
+            keys: setup.access.is_none().then_some(keys),
             accept,
             catalog: Arc::clone(catalog) as _,
             broker: Arc::clone(broker),
@@ -264,7 +277,7 @@ impl Server {
                 .map_or(outcomes, |stages| stages.outcomes.clone()),
             metrics: Arc::clone(metrics),
             ready: ready.clone(),
-            streams: Api::stream_places(),
+            streams: api::stream::Places::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use herald_dispatcher::api::Keys;
+use herald_dispatcher::access::Keys;
 use herald_dispatcher::store::sqlite::{Options as StoreOptions, SqliteStore};
 use herald_dispatcher::store::{ApiKey, PeopleStore};
 use jiff::Timestamp;

@@ -242,7 +242,7 @@ impl Cluster {
         let mut command =
             self.command("gateway", &gateway.name, gateway.ports[1], &gateway.access)?;
         command
-            .arg("--declared")
+            .arg("--catalog")
             .arg(self.folder.join("declared"))
             .args(["--listen", &format!("127.0.0.1:{}", gateway.ports[0])])
             .args(["--database-url", &gateway.access.database])

@@ -11,7 +11,10 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::{Deserialize, Serialize};
 
 /// Kills a group as soon as this program is gone, whatever became of it, and removes its folder; ends when the group does.
-const GUARD: &str = r#"while kill -s 0 "$1" && kill -s 0 -- "-$2"; do sleep 1; done; kill -s KILL -- "-$2"; kill -s 0 "$1" || rm -rf "$3""#;
+///
+/// Those who die with the group may write for another moment.
+const GUARD: &str = r#"while kill -s 0 "$1" && kill -s 0 -- "-$2"; do sleep 1; done; kill -s KILL -- "-$2"
+kill -s 0 "$1" || for again in 1 2 3 4 5; do rm -rf "$3" && break; sleep 1; done"#;
 
 /// A process group that a server leads.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,13 +36,23 @@ impl Group {
     ///
     /// A guarded group dies with this program, and the log's folder with it.
     pub fn start(command: &mut Command, log: &Path, guarded: bool) -> anyhow::Result<Self> {
+        Self::start_with(command, Stdio::null(), log, guarded)
+    }
+
+    /// The same, with something to read.
+    pub fn start_with(
+        command: &mut Command,
+        input: Stdio,
+        log: &Path,
+        guarded: bool,
+    ) -> anyhow::Result<Self> {
         let out = File::options()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stderr(out.try_clone().context("cannot share the log file")?)
             .stdout(out)
             .process_group(0)
@@ -163,6 +176,11 @@ impl Kept {
     pub fn is_alive(&self) -> bool {
         self.group.as_ref().is_some_and(Group::is_alive)
     }
+
+    /// The process that leads it; `None` before the first start.
+    pub fn id(&self) -> Option<i32> {
+        self.group.as_ref().map(|group| group.id)
+    }
 }
 
 /// What kills the group `id` once the process `parent` is gone.
@@ -193,7 +211,7 @@ fn began(id: i32) -> Option<u64> {
 }
 
 /// The processes that one has started.
-fn children(id: i32) -> Vec<Pid> {
+pub fn children(id: i32) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };

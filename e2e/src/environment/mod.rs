@@ -1,10 +1,14 @@
-//! Real servers on this machine: Pulsar with authentication on, PostgreSQL, each on free ports of 127.0.0.1.
+//! Real servers on this machine: Pulsar with authentication on, PostgreSQL, each on free ports of 127.0.0.1. With a
+//! Kubernetes cluster they are beside it, in its network.
 //!
 //! `herald-e2e up` leaves them running for whoever comes; [`Environment::start`] uses these, or starts some that end
 //! with this program, however it ends. Given ones are used instead with `HERALD_E2E_PULSAR_URL` (with
 //! `HERALD_E2E_PULSAR_ADMIN_URL` and a superuser's `HERALD_E2E_PULSAR_TOKEN`) and `HERALD_E2E_DATABASE_URL`.
 
+mod argocd;
 mod group;
+pub mod kubernetes;
+mod place;
 mod postgres;
 mod pulsar;
 mod token;
@@ -14,10 +18,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+pub use argocd::ArgoCd;
+pub use kubernetes::Kubernetes;
 pub use postgres::Postgres;
 pub use pulsar::Pulsar;
 
 use crate::process;
+use place::Place;
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -26,6 +33,8 @@ pub struct Options {
     pub pulsar: bool,
     /// PostgreSQL.
     pub postgres: bool,
+    /// A Kubernetes cluster, with the others beside it.
+    pub cluster: Cluster,
     /// Whether Pulsar's receipts and PostgreSQL's commits wait for the disk: where a crash or a figure is published.
     pub sync: bool,
     /// Further lines of Pulsar's configuration.
@@ -37,10 +46,22 @@ impl Default for Options {
         Self {
             pulsar: true,
             postgres: true,
+            cluster: Cluster::None,
             sync: true,
             broker: Vec::new(),
         }
     }
+}
+
+/// Whether there is a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cluster {
+    /// None.
+    None,
+    /// Kubernetes.
+    Kubernetes,
+    /// Kubernetes, and Argo CD beside it.
+    WithArgoCd,
 }
 
 /// The servers, and where they are.
@@ -48,6 +69,8 @@ impl Default for Options {
 pub struct Environment {
     /// What they keep, and their logs.
     folder: PathBuf,
+    kubernetes: Option<Kubernetes>,
+    argocd: Option<ArgoCd>,
     pulsar: Option<Pulsar>,
     postgres: Option<Postgres>,
     /// Whether they end with this value.
@@ -61,6 +84,9 @@ impl Environment {
         if let Some(running) = Self::running()?
             && (!options.pulsar || running.pulsar.is_some())
             && (!options.postgres || running.postgres.is_some())
+            // Beside a cluster they are in its network.
+            && (options.cluster != Cluster::None) == running.kubernetes.is_some()
+            && (options.cluster != Cluster::WithArgoCd || running.argocd.is_some())
             && options.broker.is_empty()
         {
             return Ok(running);
@@ -108,6 +134,11 @@ impl Environment {
         Ok(environment.filter(|environment| {
             environment.pulsar.as_ref().is_none_or(Pulsar::is_alive)
                 && environment.postgres.as_ref().is_none_or(Postgres::is_alive)
+                && environment
+                    .kubernetes
+                    .as_ref()
+                    .is_none_or(Kubernetes::is_alive)
+                && environment.argocd.as_ref().is_none_or(ArgoCd::is_alive)
         }))
     }
 
@@ -131,17 +162,53 @@ impl Environment {
         // From here on, whatever fails, dropping it cleans up.
         let mut environment = Self {
             folder,
+            kubernetes: None,
+            argocd: None,
             pulsar: None,
             postgres: None,
             is_own: true,
         };
+        if options.cluster != Cluster::None {
+            let kubernetes = Kubernetes::start(&environment.folder, guarded);
+            environment.kubernetes = Some(kubernetes.await?);
+        }
+        let Self {
+            folder,
+            kubernetes,
+            argocd,
+            pulsar,
+            postgres,
+            ..
+        } = &mut environment;
+        let (place, cluster) = match kubernetes {
+            Some(kubernetes) => (kubernetes.place(), Some(kubernetes.inner_kubeconfig())),
+            None => (Place::here(), None),
+        };
+        let host = place.host.clone();
+        let mut outside = |port: u16| match kubernetes {
+            Some(kubernetes) => Ok(kubernetes.reach(&format!("{host}:{port}"))?.port()),
+            None => Ok(port),
+        };
         if options.postgres {
-            let postgres = Postgres::start(&environment.folder, options.sync, guarded).await?;
-            environment.postgres = Some(postgres);
+            let started =
+                Postgres::start(folder, options.sync, guarded, place.clone(), &mut outside);
+            *postgres = Some(started.await?);
         }
         if options.pulsar {
-            let pulsar = Pulsar::start(&environment.folder, options, guarded);
-            environment.pulsar = Some(pulsar.await?);
+            let started = Pulsar::start(folder, options, guarded, place, cluster, &mut outside);
+            *pulsar = Some(started.await?);
+        }
+        if let Some(kubernetes) = kubernetes {
+            if postgres.as_ref().is_some_and(Postgres::is_own) {
+                kubernetes.neighbour("postgres", &[("postgres", 5432)])?;
+            }
+            if pulsar.as_ref().is_some_and(Pulsar::is_own) {
+                kubernetes.neighbour("pulsar", &[("pulsar", 6650), ("http", 8080)])?;
+            }
+        }
+        if options.cluster == Cluster::WithArgoCd {
+            let kubernetes = kubernetes.as_ref().context("Argo CD needs a cluster")?;
+            *argocd = Some(ArgoCd::start(folder, kubernetes, guarded)?);
         }
         Ok(environment)
     }
@@ -154,6 +221,12 @@ impl Environment {
         if let Some(postgres) = &mut self.postgres {
             postgres.leave()?;
         }
+        if let Some(argocd) = &mut self.argocd {
+            argocd.leave()?;
+        }
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.leave()?;
+        }
         Ok(())
     }
 
@@ -163,6 +236,12 @@ impl Environment {
         }
         if let Some(postgres) = &mut self.postgres {
             postgres.kill();
+        }
+        if let Some(argocd) = &mut self.argocd {
+            argocd.kill();
+        }
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.kill();
         }
         // Nothing of it is of use to anybody; a rest of it in a temporary folder does no harm.
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -192,6 +271,20 @@ impl Environment {
             .context("no PostgreSQL was asked for")
     }
 
+    /// The cluster. An error if none was asked for.
+    pub fn kubernetes(&self) -> anyhow::Result<&Kubernetes> {
+        self.kubernetes
+            .as_ref()
+            .context("no Kubernetes was asked for")
+    }
+
+    /// The cluster, to reach into it, and to end its servers and start them again.
+    pub fn kubernetes_mut(&mut self) -> anyhow::Result<&mut Kubernetes> {
+        self.kubernetes
+            .as_mut()
+            .context("no Kubernetes was asked for")
+    }
+
     /// Where the servers log.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -200,6 +293,12 @@ impl Environment {
     /// One line for each server: where it is, and whether it is there.
     pub fn describe(&self) -> String {
         let mut lines = Vec::new();
+        if let Some(kubernetes) = &self.kubernetes {
+            lines.push(kubernetes.describe());
+        }
+        if let Some(argocd) = &self.argocd {
+            lines.push(argocd.describe());
+        }
         if let Some(pulsar) = &self.pulsar {
             lines.push(pulsar.describe());
         }

@@ -1,6 +1,7 @@
 //! PostgreSQL on a temporary folder.
 
-use std::os::unix::process::CommandExt as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::group::Kept;
+use super::place::Place;
 use super::progress;
 use crate::process;
 
@@ -30,21 +32,33 @@ struct Server {
     programs: PathBuf,
     /// Its own folder.
     folder: PathBuf,
+    place: Place,
+    /// Where it listens.
     port: u16,
+    /// Where it is found at 127.0.0.1.
+    outer: u16,
     /// Whether a commit waits for the disk.
     sync: bool,
     kept: Kept,
 }
 
 impl Postgres {
-    pub(super) async fn start(folder: &Path, sync: bool, guarded: bool) -> anyhow::Result<Self> {
+    /// `outside` says at which port of 127.0.0.1 is found what listens on one in the network of `place`.
+    pub(super) async fn start(
+        folder: &Path,
+        sync: bool,
+        guarded: bool,
+        place: Place,
+        outside: &mut (dyn FnMut(u16) -> anyhow::Result<u16> + Send),
+    ) -> anyhow::Result<Self> {
         if let Ok(url) = std::env::var("HERALD_E2E_DATABASE_URL") {
             progress("PostgreSQL: the one that HERALD_E2E_DATABASE_URL names");
             return Ok(Self { url, server: None });
         }
         process::need(&["postgresql"])?;
         let programs = programs()?;
-        let port = process::free_port()?;
+        let port = place.port(5432)?;
+        let outer = outside(port)?;
         let own = folder.join("postgres");
         std::fs::create_dir(&own).context("cannot make PostgreSQL's folder")?;
         if let Some((user, group)) = other_user()? {
@@ -55,7 +69,9 @@ impl Postgres {
         let mut server = Server {
             programs,
             folder: own,
+            place,
             port,
+            outer,
             sync,
             kept: Kept::new(folder.join("postgres.log"), guarded),
         };
@@ -63,7 +79,7 @@ impl Postgres {
         server.start().await?;
         server.create_database("herald")?;
         let postgres = Self {
-            url: format!("postgres://herald@127.0.0.1:{port}/herald"),
+            url: format!("postgres://herald@127.0.0.1:{outer}/herald"),
             server: Some(server),
         };
         progress(&postgres.describe());
@@ -81,7 +97,7 @@ impl Postgres {
         server.create_database(name)?;
         Ok(format!(
             "postgres://herald@127.0.0.1:{}/{name}",
-            server.port
+            server.outer
         ))
     }
 
@@ -146,6 +162,11 @@ impl Postgres {
         server.start().await
     }
 
+    /// Whether it was started here.
+    pub(super) fn is_own(&self) -> bool {
+        self.server.is_some()
+    }
+
     pub(super) fn leave(&mut self) -> anyhow::Result<()> {
         match &mut self.server {
             Some(server) => server.kept.leave(),
@@ -166,17 +187,15 @@ impl Postgres {
 
 impl Server {
     /// One of its programs, as a user who may run it.
-    fn program(&self, name: &str) -> anyhow::Result<Command> {
-        let mut command = Command::new(self.programs.join(name));
+    fn program(&self, place: &Place, name: &str) -> anyhow::Result<Command> {
+        let program = self.programs.join(name);
+        let mut command = place.command(program, other_user()?);
         command.current_dir(&self.folder).env("LC_ALL", "C.UTF-8");
-        if let Some((user, group)) = other_user()? {
-            command.uid(user).gid(group);
-        }
         Ok(command)
     }
 
     fn initialize(&self) -> anyhow::Result<()> {
-        let mut command = self.program("initdb")?;
+        let mut command = self.program(&Place::here(), "initdb")?;
         command
             .args([
                 "--username",
@@ -189,12 +208,21 @@ impl Server {
             ])
             .arg("--pgdata")
             .arg(self.folder.join("data"));
-        run(&mut command)
+        run(&mut command)?;
+        if self.place.is_here() {
+            return Ok(());
+        }
+        // Pods have addresses of their own, and so has whoever comes from outside.
+        File::options()
+            .append(true)
+            .open(self.folder.join("data/pg_hba.conf"))
+            .and_then(|mut rules| rules.write_all(b"host all all 10.0.0.0/8 trust\n"))
+            .context("cannot tell PostgreSQL whom to let in")
     }
 
     async fn start(&mut self) -> anyhow::Result<()> {
         let port = self.port.to_string();
-        let mut command = self.program("postgres")?;
+        let mut command = self.program(&self.place, "postgres")?;
         command
             .arg("-D")
             .arg(self.folder.join("data"))
@@ -204,7 +232,7 @@ impl Server {
                 "-p",
                 &port,
                 "-c",
-                "listen_addresses=127.0.0.1",
+                &format!("listen_addresses={}", self.place.host),
                 "-c",
                 "max_connections=300",
             ]);
@@ -215,7 +243,7 @@ impl Server {
         let begin = Instant::now();
         loop {
             let ready = Command::new(self.programs.join("pg_isready"))
-                .args(["-q", "-h", "127.0.0.1", "-p", &port])
+                .args(["-q", "-h", "127.0.0.1", "-p", &self.outer.to_string()])
                 .status()
                 .context("cannot run pg_isready")?;
             if ready.success() {
@@ -230,10 +258,10 @@ impl Server {
     }
 
     fn create_database(&self, name: &str) -> anyhow::Result<()> {
-        let mut command = self.program("createdb")?;
+        let mut command = self.program(&Place::here(), "createdb")?;
         command
             .args(["-h", "127.0.0.1", "-U", "herald", "-p"])
-            .args([&self.port.to_string(), name]);
+            .args([&self.outer.to_string(), name]);
         run(&mut command)
     }
 }

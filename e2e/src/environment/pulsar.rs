@@ -1,7 +1,7 @@
 //! Pulsar, standalone, as it runs for users: with tokens, authorization, and no topic made by itself.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::group::Kept;
+use super::place::Place;
 use super::{Options, progress, token};
 use crate::process;
 
@@ -21,6 +22,9 @@ const ADMIN: &str = "herald-admin";
 
 /// The version that `scripts/need` fetches.
 const VERSION: &str = "4.0.8";
+
+/// For whom a service account's token must be meant.
+const AUDIENCE: &str = "pulsar";
 
 /// What is bounded: 1.6 GB in all at most.
 const MEMORY: &str = "-Xms256m -Xmx512m -XX:MaxDirectMemorySize=512m";
@@ -41,17 +45,25 @@ struct Server {
     /// The distribution.
     home: PathBuf,
     folder: PathBuf,
+    place: Place,
     /// What tokens are signed with.
     key: Vec<u8>,
     bookie: u16,
+    /// Whose service accounts' tokens it believes, too: a kubeconfig of that cluster.
+    cluster: Option<PathBuf>,
     kept: Kept,
 }
 
 impl Pulsar {
+    /// `outside` says at which port of 127.0.0.1 is found what listens on one in the network of `place`. It believes the
+    /// service accounts of the cluster that the kubeconfig `cluster` leads to.
     pub(super) async fn start(
         folder: &Path,
         options: &Options,
         guarded: bool,
+        place: Place,
+        cluster: Option<PathBuf>,
+        outside: &mut (dyn FnMut(u16) -> anyhow::Result<u16> + Send),
     ) -> anyhow::Result<Self> {
         if let Ok(service_url) = std::env::var("HERALD_E2E_PULSAR_URL") {
             progress("Pulsar: the one that HERALD_E2E_PULSAR_URL names");
@@ -64,14 +76,17 @@ impl Pulsar {
             });
         }
         process::need(&["pulsar"])?;
-        let [service, web, bookie] = [(); 3].map(|()| process::free_port());
+        let [service, web, bookie] = [6650, 8080, 3181].map(|usual| place.port(usual));
         let (service, web) = (service?, web?);
+        let outer_web = outside(web)?;
         let key: [u8; 32] = rand::random();
         let mut server = Server {
             home: process::cache().join(format!("pulsar-{VERSION}")),
             folder: folder.join("pulsar"),
+            place,
             key: key.into(),
             bookie: bookie?,
+            cluster,
             kept: Kept::new(folder.join("pulsar.log"), guarded),
         };
         server.configure(service, web, options)?;
@@ -82,8 +97,8 @@ impl Pulsar {
         let begin = Instant::now();
         server.spawn()?;
         let mut pulsar = Self {
-            service_url: format!("pulsar://127.0.0.1:{service}"),
-            admin_url: format!("http://127.0.0.1:{web}"),
+            service_url: format!("pulsar://{}:{service}", server.place.host),
+            admin_url: format!("http://127.0.0.1:{outer_web}"),
             admin_token,
             server: Some(server),
         };
@@ -99,7 +114,7 @@ impl Pulsar {
         Ok(pulsar)
     }
 
-    /// Where clients connect.
+    /// Where clients connect: beside a cluster, those in its network.
     pub fn service_url(&self) -> &str {
         &self.service_url
     }
@@ -140,7 +155,10 @@ impl Pulsar {
     /// Herald. Takes some seconds.
     pub fn publish(&self, topic: &str, file: &Path) -> anyhow::Result<()> {
         let server = self.server.as_ref().context("not in a given Pulsar")?;
-        let output = Command::new(server.home.join("bin/pulsar-client"))
+        let client = server.home.join("bin/pulsar-client");
+        let output = server
+            .place
+            .command(client, None)
             .args(["--url", &self.service_url])
             .args([
                 "--auth-plugin",
@@ -223,6 +241,11 @@ impl Pulsar {
         }
     }
 
+    /// Whether it was started here.
+    pub(super) fn is_own(&self) -> bool {
+        self.server.is_some()
+    }
+
     pub(super) fn leave(&mut self) -> anyhow::Result<()> {
         match &mut self.server {
             Some(server) => server.kept.leave(),
@@ -254,8 +277,8 @@ impl Server {
         let mut changes: Vec<(&str, &str)> = vec![
             ("brokerServicePort", &service),
             ("webServicePort", &web),
-            ("bindAddress", "127.0.0.1"),
-            ("advertisedAddress", "127.0.0.1"),
+            ("bindAddress", &self.place.host),
+            ("advertisedAddress", &self.place.host),
             ("webSocketServiceEnabled", "false"),
             ("journalSyncData", &sync),
             ("allowAutoTopicCreation", "false"),
@@ -268,10 +291,7 @@ impl Server {
             ("backlogQuotaCheckIntervalInSeconds", "2"),
             ("authenticationEnabled", "true"),
             ("authorizationEnabled", "true"),
-            (
-                "authenticationProviders",
-                "org.apache.pulsar.broker.authentication.AuthenticationProviderToken",
-            ),
+            ("authenticationProviders", self.believed()),
             ("authenticationRefreshCheckSeconds", "2"),
             ("superUserRoles", ADMIN),
             ("tokenSecretKey", &key),
@@ -280,6 +300,17 @@ impl Server {
                 "org.apache.pulsar.client.impl.auth.AuthenticationToken",
             ),
         ];
+        if self.cluster.is_some() {
+            changes.extend([
+                ("openIDAllowedAudiences", AUDIENCE),
+                // The API server says whose tokens these are and how they are signed: it cannot be found by its name.
+                ("openIDAllowedTokenIssuers", ""),
+                (
+                    "openIDFallbackDiscoveryMode",
+                    "KUBERNETES_DISCOVER_PUBLIC_KEYS",
+                ),
+            ]);
+        }
         let own = format!("token:{token}");
         changes.push(("brokerClientAuthenticationParameters", &own));
         changes.extend(options.broker.iter().map(|(key, value)| (&**key, &**value)));
@@ -301,8 +332,22 @@ impl Server {
             .context("cannot write Pulsar's configuration")
     }
 
+    /// The classes that look at a token, one after the other.
+    fn believed(&self) -> &'static str {
+        match self.cluster {
+            None => "org.apache.pulsar.broker.authentication.AuthenticationProviderToken",
+            Some(_) => {
+                "org.apache.pulsar.broker.authentication.AuthenticationProviderToken,\
+                 org.apache.pulsar.broker.authentication.oidc.AuthenticationProviderOpenID"
+            }
+        }
+    }
+
     fn spawn(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(self.home.join("bin/pulsar"));
+        let mut command = self.place.command(self.home.join("bin/pulsar"), None);
+        if let Some(cluster) = &self.cluster {
+            command.env("KUBECONFIG", cluster);
+        }
         command
             .args(["standalone", "--no-functions-worker", "--no-stream-storage"])
             .args(["--bookkeeper-port", &self.bookie.to_string()])

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use reqwest::StatusCode;
 
-use super::accepted;
+use super::{accepted, ended};
 use crate::process::Running;
 use crate::server::{self, Setup};
 
@@ -59,6 +59,19 @@ pub async fn a_second_one(setup: &Setup) -> anyhow::Result<()> {
         "quick",
     )
     .await?;
+    Ok(())
+}
+
+/// A Channel that logs to nowhere in particular writes where herald prints, and that keeps nobody waiting.
+pub async fn a_channel_that_prints(setup: &Setup) -> anyhow::Result<()> {
+    let mut running = setup.start()?;
+    let api = setup.api()?;
+    server::ready(&mut running, &api).await?;
+    let id = accepted(&api, "printed", "a@b.example", "in print", "printed").await?;
+    ended(&api, &[id]).await?;
+    let said = fs::read_to_string(&setup.log)?;
+    let lines = said.lines().filter(|line| line.contains("in print"));
+    ensure!(lines.count() == 1, "not printed once: {said}");
     Ok(())
 }
 

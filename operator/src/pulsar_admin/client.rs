@@ -1,19 +1,23 @@
 //! How a request is sent, redirected and answered.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use reqwest::{Method, StatusCode, Url, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::error::{AdminError, RequestError};
 
 /// Most redirects of one request: a broker, the one it names, and some more while a topic moves.
 const REDIRECTS: usize = 5;
+
+/// Who is in the cluster is asked at most so often: a redirect may lead to a broker that has come since.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// Most of an answer that says no that is kept.
 const MOST_REASON: usize = 512;
@@ -71,8 +75,10 @@ struct Shared {
     http: reqwest::Client,
     base: Url,
     token: Token,
-    /// The hosts of the cluster's brokers, asked for when a redirect leads away from the base.
-    brokers: OnceCell<Vec<String>>,
+    /// The hosts of the cluster's brokers, asked for when a redirect leads to a host that is none of them.
+    brokers: Mutex<Vec<String>>,
+    /// When they were asked for. Whoever asks holds it.
+    asked: tokio::sync::Mutex<Option<Instant>>,
     health: Mutex<Option<Health>>,
 }
 
@@ -122,7 +128,8 @@ impl PulsarAdmin {
                 http,
                 base,
                 token: settings.token,
-                brokers: OnceCell::new(),
+                brokers: Mutex::default(),
+                asked: tokio::sync::Mutex::default(),
                 health: Mutex::new(None),
             }),
         })
@@ -130,11 +137,7 @@ impl PulsarAdmin {
 
     /// How the cluster was when something was last asked of it; `None` if nothing was yet.
     pub fn last_known_health(&self) -> Option<Health> {
-        self.shared
-            .health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.shared.health).clone()
     }
 
     /// Asks whether the cluster can pass a message from a producer to a consumer.
@@ -173,7 +176,24 @@ impl PulsarAdmin {
                 .map_err(|error| RequestError::Decode {
                     reason: error.to_string(),
                 })?;
-        let outcome = self.follow(method, path, body).await;
+        let span = tracing::info_span!(
+            "pulsar",
+            otel.name = %format_args!("{method} {}", path.split('/').next().unwrap_or_default()),
+            otel.kind = "client",
+            http.request.method = %method,
+            url.path = path,
+            error.type = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
+        );
+        let outcome = self.follow(method, path, body).instrument(span.clone());
+        let outcome = outcome.await;
+        // That something is not there is an answer like another.
+        if let Err(error) = &outcome
+            && !error.is(StatusCode::NOT_FOUND)
+        {
+            span.record("error.type", <&str>::from(error))
+                .record("otel.status_code", "ERROR");
+        }
         let trouble = match &outcome {
             Ok(_) => None,
             // An answer that says no to this request says nothing against the cluster.
@@ -184,11 +204,7 @@ impl PulsarAdmin {
             }
             Err(error) => Some(error.to_string()),
         };
-        *self
-            .shared
-            .health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Health {
+        *lock(&self.shared.health) = Some(Health {
             at: SystemTime::now(),
             trouble,
         });
@@ -310,13 +326,39 @@ impl PulsarAdmin {
         if Some(host) == self.shared.base.host_str() {
             return Ok(to);
         }
-        let brokers = self.shared.brokers.get_or_try_init(|| self.brokers()).await;
-        if brokers?.iter().any(|broker| broker == host) {
-            return Ok(to);
+        match self.is_broker(host).await {
+            Ok(true) => Ok(to),
+            Ok(false) => Err(refuse(
+                "it leads to a host that is no broker of the cluster",
+            )),
+            Err(RequestError::Refused {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                ..
+            }) => Err(refuse(
+                "which brokers the cluster has is told to superusers alone, and the token's role is none",
+            )),
+            Err(error) => Err(error),
         }
-        Err(refuse(
-            "it leads to a host that is no broker of the cluster",
-        ))
+    }
+
+    /// Whether a host is one of the cluster's brokers, as far as is known, or as it is told now.
+    async fn is_broker(&self, host: &str) -> Result<bool, RequestError> {
+        let shared = &self.shared;
+        let is_known = || lock(&shared.brokers).iter().any(|broker| broker == host);
+        if is_known() {
+            return Ok(true);
+        }
+        let mut asked = shared.asked.lock().await;
+        if is_known() || asked.is_some_and(|at| at.elapsed() < ASKED_AGAIN) {
+            return Ok(is_known());
+        }
+        let told = self.brokers().await;
+        // Whoever waits for an answer that does not come waits for all. A refusal is told to each.
+        if !matches!(told, Err(RequestError::Refused { .. })) {
+            *asked = Some(Instant::now());
+        }
+        *lock(&shared.brokers) = told?;
+        Ok(is_known())
     }
 
     /// The hosts of the cluster's brokers, from the broker at the base itself: no redirect is followed here.
@@ -344,6 +386,10 @@ impl PulsarAdmin {
             .filter_map(|url| url.host_str().map(str::to_owned))
             .collect())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What Pulsar says about a refusal: `{"reason": …}`, or text, or a page.

@@ -139,6 +139,24 @@ pub enum AdminError {
         /// Why.
         source: RequestError,
     },
+    /// How a topic behaves is unknown.
+    #[error("cannot read the {policy} of the topic {topic}: {source}")]
+    ReadPolicy {
+        /// Which one.
+        topic: String,
+        /// Which policy.
+        policy: &'static str,
+        /// Why.
+        source: RequestError,
+    },
+    /// Which subscriptions a topic has is unknown.
+    #[error("cannot list the subscriptions of the topic {topic}: {source}")]
+    ListSubscriptions {
+        /// Which one.
+        topic: String,
+        /// Why.
+        source: RequestError,
+    },
     /// A subscription is missing: what is published now would be gone for it.
     #[error("cannot create the subscription {subscription} of the topic {topic}: {source}")]
     CreateSubscription {
@@ -179,19 +197,31 @@ impl AdminError {
             | Self::DeleteTopic { source, .. }
             | Self::UnloadTopic { source, .. }
             | Self::SetPolicy { source, .. }
+            | Self::ReadPolicy { source, .. }
+            | Self::ListSubscriptions { source, .. }
             | Self::CreateSubscription { source, .. }
             | Self::ReadStats { source, .. } => Some(source),
         }
     }
 
-    /// Whether Pulsar did not answer at all, so that nothing is known.
+    /// Whether Pulsar did not answer, or answered that it cannot now, or that another broker would, which cannot be asked:
+    /// nothing is known.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self.request(), Some(RequestError::Send { .. }))
+        match self.request() {
+            Some(RequestError::Send { .. } | RequestError::Redirect { .. }) => true,
+            Some(RequestError::Refused { status, .. }) => passes(status.as_u16()),
+            _ => false,
+        }
     }
 }
 
+/// Whether an answer with this HTTP status tells of whoever answers, and not of what was asked: it passes.
+pub fn passes(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500..)
+}
+
 /// What happened to one request.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
 pub enum RequestError {
     /// No answer came.
     #[error("no answer from {url}: {reason}")]

@@ -19,8 +19,9 @@ mod tests;
 mod topics;
 
 pub use client::{Health, PulsarAdmin, Settings, Token};
-pub use error::{AdminError, RequestError};
-pub use namespaces::Action;
+pub use error::{AdminError, RequestError, passes};
+pub use namespaces::{Action, Permissions};
+pub use provision::{partitions_of, policy};
 pub use stats::{SubscriptionStats, TopicStats};
 pub use topics::{BacklogQuota, Retention, TopicName, TopicPolicy};
 

@@ -50,11 +50,7 @@ impl PulsarAdmin {
         let namespace = TopicName::new(tenant, &topics[0]).namespace();
         self.provide_namespace(&namespace, clusters, role).await?;
         for topic in &topics {
-            // A tail follows one partition, and a relay is too slow to need more.
-            let partitions = match topic.kind() {
-                Some(TopicKind::Deliveries(..)) => partitions,
-                _ => 1,
-            };
+            let partitions = partitions_of(topic, partitions);
             self.provide_topic(tenant, topic, partitions, horizon)
                 .await?;
         }
@@ -91,7 +87,17 @@ impl PulsarAdmin {
     }
 }
 
-fn policy(topic: &Topic, horizon: Duration) -> TopicPolicy {
+/// How many partitions a Channel's topic has whose class topics have `partitions`.
+pub fn partitions_of(topic: &Topic, partitions: u32) -> u32 {
+    match topic.kind() {
+        Some(TopicKind::Deliveries(..)) => partitions,
+        // A tail follows one partition, and a relay is too slow to need more.
+        _ => 1,
+    }
+}
+
+/// How a topic of Herald's behaves; `horizon` is for how long pods look back on what became of deliveries.
+pub fn policy(topic: &Topic, horizon: Duration) -> TopicPolicy {
     match topic.kind() {
         Some(TopicKind::Requests(..)) => TopicPolicy {
             retention: None,

@@ -147,6 +147,41 @@ async fn a_redirect_out_of_the_cluster_is_not_followed() {
 }
 
 #[tokio::test]
+async fn a_broker_that_has_come_since_is_found() {
+    let (first, address) = Broker::start("127.0.0.1").await;
+    let (second, other) = Broker::start("127.0.0.2").await;
+    first.answers(BROKERS, StatusCode::OK, r#"["127.0.0.1:8080"]"#);
+    first.redirects(HEALTH, &format!("http://{other}/admin/v2/brokers/health"));
+    second.answers(HEALTH, StatusCode::OK, "ok");
+    let admin = admin(address);
+    let error = admin.check_health().await.unwrap_err();
+    assert!(error.is_unreachable(), "how it is, the other would know");
+
+    let both = r#"["127.0.0.1:8080", "127.0.0.2:8080"]"#;
+    first.answers(BROKERS, StatusCode::OK, both);
+    admin.check_health().await.unwrap_err();
+    let asked = first.asked();
+    let listed = asked.iter().filter(|(what, _)| what == BROKERS).count();
+    assert_eq!(listed, 1, "who is in the cluster was asked again at once");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(6)).await;
+    tokio::time::resume();
+    admin.check_health().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_may_not_list_the_brokers_is_told_so() {
+    let (first, address) = Broker::start("127.0.0.1").await;
+    first.answers(BROKERS, StatusCode::UNAUTHORIZED, "");
+    first.redirects(HEALTH, "http://127.0.0.2:8080/admin/v2/brokers/health");
+    let admin = admin(address);
+    for _ in 0..2 {
+        let error = admin.check_health().await.unwrap_err();
+        assert!(error.to_string().contains("superusers"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_on_the_same_host_needs_no_list_of_brokers() {
     let (first, address) = Broker::start("127.0.0.1").await;
     let (second, other) = Broker::start("127.0.0.1").await;

@@ -175,6 +175,68 @@ impl PulsarAdmin {
         })
     }
 
+    /// A topic's subscriptions, by name; none if there is no such topic.
+    pub async fn subscriptions(&self, topic: &TopicName) -> Result<Vec<String>, AdminError> {
+        let path = format!("{}/subscriptions", topic.path());
+        match self.get(&path).await {
+            Ok(subscriptions) => Ok(subscriptions),
+            Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(Vec::new()),
+            Err(source) => Err(AdminError::ListSubscriptions {
+                topic: topic.to_string(),
+                source,
+            }),
+        }
+    }
+
+    /// How long a topic keeps what is acknowledged, by a policy of its own; `None`: it has none.
+    pub async fn retention(&self, topic: &TopicName) -> Result<Option<Retention>, AdminError> {
+        self.read_policy(topic, "retention", "retention").await
+    }
+
+    /// How much a topic may have waiting, by a policy of its own; `None`: it has none.
+    pub async fn backlog_quota(
+        &self,
+        topic: &TopicName,
+    ) -> Result<Option<BacklogQuota>, AdminError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Quota {
+            limit_size: Option<i64>,
+        }
+        let quotas: Option<std::collections::BTreeMap<String, Quota>> = self
+            .read_policy(topic, "backlog quota", "backlogQuotaMap")
+            .await?;
+        let quota = quotas.and_then(|quotas| quotas.get("destination_storage")?.limit_size);
+        Ok(quota
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .map(|bytes| BacklogQuota { bytes }))
+    }
+
+    /// A policy that was never set is answered with nothing at all.
+    async fn read_policy<T: serde::de::DeserializeOwned>(
+        &self,
+        topic: &TopicName,
+        policy: &'static str,
+        path: &str,
+    ) -> Result<Option<T>, AdminError> {
+        let path = format!("{}/{path}", topic.path());
+        let failed = |source| AdminError::ReadPolicy {
+            topic: topic.to_string(),
+            policy,
+            source,
+        };
+        match self.send(Method::GET, &path, None::<&()>).await {
+            Ok(answer) if answer.is_empty() => Ok(None),
+            Ok(answer) => serde_json::from_slice(&answer).map_err(|error| {
+                failed(super::error::RequestError::Decode {
+                    reason: error.to_string(),
+                })
+            }),
+            Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(None),
+            Err(source) => Err(failed(source)),
+        }
+    }
+
     /// Makes a topic behave as `policy` says.
     pub async fn set_policy(
         &self,

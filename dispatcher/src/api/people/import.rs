@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use super::super::body::media_type;
 use super::super::{Api, Caller, FieldError, Kind, Params, Problem};
 use super::check_managed;
-use crate::accept::Scope;
+use crate::access::rights;
 use crate::clock;
 use crate::people::{Format, ImportError, ImportReport, import};
 use crate::store::StoreError;
@@ -54,10 +54,9 @@ async fn recipients(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ImportReport>, Problem> {
-    caller.require(Scope::RecipientsWrite)?;
     let group = query.group.as_deref();
     if let Some(group) = group {
-        caller.require(Scope::GroupsWrite)?;
+        caller.require(&rights::UPDATE_MEMBERS, group).await?;
         check_managed(&api, &namespace, group)?;
     }
     let format = format(&headers)?;

@@ -120,17 +120,23 @@ impl Trouble {
                 reason: format!("the backlog quota of {topic} is reached"),
             };
         }
-        BrokerError::Publish {
-            topic: topic.clone(),
-            reason: self.advise(settings, topic, "produce"),
+        let is_missing = self.kind == Kind::NoTopic;
+        let (topic, reason) = (topic.clone(), self.advise(settings, topic, "produce"));
+        if is_missing {
+            BrokerError::Missing { topic, reason }
+        } else {
+            BrokerError::Publish { topic, reason }
         }
     }
 
     /// The error of anything else about `topic`.
     pub(super) fn receiving(self, settings: &Settings, topic: &Topic) -> BrokerError {
-        BrokerError::Receive {
-            topic: topic.clone(),
-            reason: self.advise(settings, topic, "consume"),
+        let is_missing = self.kind == Kind::NoTopic;
+        let (topic, reason) = (topic.clone(), self.advise(settings, topic, "consume"));
+        if is_missing {
+            BrokerError::Missing { topic, reason }
+        } else {
+            BrokerError::Receive { topic, reason }
         }
     }
 
@@ -268,7 +274,10 @@ mod tests {
             (ServerError::AuthenticationError, "expired"),
             (ServerError::SubscriptionNotFound, "subscription record"),
         ] {
-            let text = trouble(error).receiving(&settings(), &topic).to_string();
+            let told = trouble(error).receiving(&settings(), &topic);
+            let is_missing = matches!(told, BrokerError::Missing { .. });
+            assert_eq!(is_missing, error == ServerError::TopicNotFound);
+            let text = told.to_string();
             assert!(text.contains(advice) && text.contains("said so"), "{text}");
         }
     }

@@ -3,19 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use herald_crds::kind::API_VERSION;
 use herald_crds::set::NamespaceLabels;
 use herald_crds::validate::escape;
-use herald_crds::{Kind, Problem, Resource};
+use herald_crds::{Problem, Resource};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::scan::Fingerprint;
+use crate::catalog::DeclaredProblem;
+use crate::catalog::declared::{Declared, Identity, kind};
 use crate::catalog::yaml::{self, Lines};
-use crate::catalog::{DeclaredProblem, FullName};
-
-/// Which resource.
-pub(super) type Identity = (Kind, FullName);
 
 /// A file as it was read.
 #[derive(Debug)]
@@ -37,46 +34,6 @@ pub(super) struct File {
     /// What it declared before and may still be meant to declare: it, or a document in it, cannot be read so far that
     /// one could tell.
     pub kept: BTreeSet<Identity>,
-}
-
-/// One resource in a file.
-#[derive(Debug)]
-pub(super) struct Declared {
-    /// Which one; `None` if its kind or its name cannot be told.
-    pub identity: Option<Identity>,
-    /// It, with its namespace; `None` if it could not be read. There may be problems either way.
-    pub resource: Option<Resource>,
-    /// What is wrong with it by itself.
-    pub problems: Vec<Problem>,
-    /// JSON Pointer to it in its document: empty unless it is in a List.
-    base: String,
-    lines: Arc<Lines>,
-    /// Whether it has a document to itself.
-    pub alone: bool,
-}
-
-impl Declared {
-    /// `problem` with its place.
-    pub fn locate(&self, file: &str, problem: &Problem) -> DeclaredProblem {
-        let path = format!("{}{}", self.base, problem.path);
-        DeclaredProblem {
-            file: Some(file.to_owned()),
-            line: self.lines.line_of(&path),
-            resource: self.identity.as_ref().map(label).unwrap_or_default(),
-            path,
-            message: problem.message.clone(),
-        }
-    }
-
-    /// The line it begins on.
-    pub fn line(&self) -> usize {
-        self.lines.line_of(&self.base)
-    }
-}
-
-/// Kind and full name, for people.
-pub(super) fn label((kind, name): &Identity) -> String {
-    format!("{kind} {name}")
 }
 
 impl File {
@@ -183,8 +140,14 @@ impl File {
         before: Option<&Self>,
     ) {
         if is_ours(document) {
-            self.declared
-                .push(declare(document, base, lines, namespace));
+            let lines = Some(Arc::clone(lines));
+            let mut declared = Declared::read(document, base, lines, namespace);
+            if let Some(resource) = &mut declared.resource {
+                // Of one that was exported from a cluster. Here it is another, which nobody has seen yet.
+                let metadata = resource.metadata_mut();
+                (metadata.uid, metadata.creation_timestamp) = (None, None);
+            }
+            self.declared.push(declared);
         } else if document["apiVersion"] == "v1" && document["kind"] == "Namespace" {
             match namespace_labels(document) {
                 Ok((name, labels)) => self.label(name, labels),
@@ -198,7 +161,7 @@ impl File {
                         problems: vec![problem],
                         alone: base.is_empty(),
                         base,
-                        lines: Arc::clone(lines),
+                        lines: Some(Arc::clone(lines)),
                     });
                 }
             }
@@ -259,44 +222,4 @@ fn namespace_labels(document: &Value) -> Result<(String, BTreeMap<String, String
 fn is_ours(document: &Value) -> bool {
     let meant = || document.get("apiVersion").is_none() && kind(document).is_some();
     Resource::is_one(document) || meant()
-}
-
-fn kind(document: &Value) -> Option<Kind> {
-    document["kind"].as_str()?.parse().ok()
-}
-
-fn declare(document: &Value, base: String, lines: &Arc<Lines>, namespace: &str) -> Declared {
-    let (mut resource, mut problems) = Resource::parse_leniently(document);
-    if document.get("apiVersion").is_none() {
-        let message = format!("is missing: write apiVersion: {API_VERSION}");
-        problems = vec![Problem::new("/apiVersion", message)];
-    }
-    let identity = identify(document, namespace);
-    if identity.is_none() {
-        resource = None;
-    }
-    if let Some(resource) = &mut resource {
-        let own = &mut resource.metadata_mut().namespace;
-        own.get_or_insert_with(|| namespace.to_owned());
-    }
-    Declared {
-        identity,
-        resource,
-        problems,
-        alone: base.is_empty(),
-        base,
-        lines: Arc::clone(lines),
-    }
-}
-
-/// Which resource a document is; `None` if that cannot be told.
-fn identify(document: &Value, namespace: &str) -> Option<Identity> {
-    let kind = kind(document)?;
-    let metadata = &document["metadata"];
-    let name = metadata["name"].as_str().filter(|name| !name.is_empty())?;
-    let namespace = match metadata.get("namespace") {
-        None | Some(Value::Null) => namespace,
-        Some(given) => given.as_str()?,
-    };
-    Some((kind, format!("{namespace}/{name}").into()))
 }

@@ -1,5 +1,6 @@
 //! A folder: what is found wrong in it, what is in force, what follows a change.
 
+mod contract;
 mod reload;
 mod writing;
 mod wrong;
@@ -213,6 +214,17 @@ fn a_list_is_its_items_and_their_lines_are_those_of_the_file() {
         &folder,
         "all.yaml:9 Channel shop/mail /items/0/spec/providers: ",
     );
+}
+
+#[test]
+fn what_was_exported_from_a_cluster_is_another_in_a_folder() {
+    let exported = "name: mail\n  uid: u-1\n  creationTimestamp: \"2020-01-01T00:00:00Z\"\n  labels: {team: shop}";
+    let folder = Folder::with(&[("mail.yaml", &MAIL.replace("name: mail", exported))]);
+    assert_eq!(folder.problems(), [""; 0]);
+    let current = folder.catalog.current();
+    let metadata = &current.channels["shop/mail"].metadata;
+    assert!(metadata.labels.is_some());
+    assert!(metadata.uid.is_none() && metadata.creation_timestamp.is_none());
 }
 
 #[test]

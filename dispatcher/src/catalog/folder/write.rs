@@ -9,8 +9,10 @@ use herald_crds::pattern;
 use herald_crds::{Kind, Problem};
 use serde_json::{Value, json};
 
-use super::declared::{File, Identity};
-use super::{FolderCatalog, assemble, display};
+use super::declared::File;
+use super::{FolderCatalog, display, gather};
+use crate::catalog::assemble::assemble;
+use crate::catalog::declared::{Declared, Identity};
 use crate::catalog::{Catalog as _, DeclaredProblem, yaml};
 
 /// Why a resource was not written or deleted.
@@ -111,7 +113,7 @@ impl FolderCatalog {
         let before = self.current();
         let file = File::read(display(&path), text.as_bytes(), self.namespace(), None);
         let replaced = files.insert(path.clone(), file);
-        let snapshot = assemble::assemble(&files, &before);
+        let snapshot = assemble(gather(&files), &before);
         let own = display(&path);
         let is_new_problem = |problem: &&DeclaredProblem| {
             problem.file.as_ref() == Some(&own) || !before.problems.contains(problem)
@@ -162,7 +164,7 @@ impl FolderCatalog {
         }
         remove(&self.dir().join(&path)).map_err(|source| WriteError::writing(name, source))?;
         files.remove(&path);
-        let snapshot = assemble::assemble(&files, &self.current());
+        let snapshot = assemble(gather(&files), &self.current());
         self.publish(snapshot);
         Ok(())
     }
@@ -183,7 +185,7 @@ fn holds(file: &File, identity: &Identity) -> Option<usize> {
     let mut declared = file.declared.iter();
     declared
         .find(|declared| declared.identity.as_ref() == Some(identity))
-        .map(super::declared::Declared::line)
+        .map(Declared::line)
 }
 
 /// Fills in what the call has said already, and refuses what contradicts it.

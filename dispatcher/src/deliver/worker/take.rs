@@ -82,18 +82,18 @@ impl Worker {
             self.trying[class.index()].store(true, Ordering::Relaxed);
             let mut consumer = None;
             let consuming = self.consume(class, &mut consumer, acknowledge, finished);
-            match stop.run_until_cancelled(consuming).await {
+            let pause = match stop.run_until_cancelled(consuming).await {
                 None => return consumer,
                 Some(Err(error)) => {
                     self.shared.metrics.broker_failed("receive");
                     tracing::warn!(%class, %error, "the consumer ended, beginning again");
+                    error.pause()
                 }
-            }
+            };
             drop(consumer);
             // Another consumer may have these now.
             self.queues().discard(class);
-            let pause = tokio::time::sleep(Duration::from_millis(250));
-            stop.run_until_cancelled(pause).await?;
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await?;
         }
     }
 

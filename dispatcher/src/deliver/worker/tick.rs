@@ -97,14 +97,9 @@ impl Worker {
                 .collect::<Vec<_>>()
         };
         for provider in &providers {
-            let labels = ChannelProvider {
-                channel: self.channel.to_string(),
-                provider: provider.name.to_string(),
-            };
-            self.shared
-                .metrics
-                .provider_state
-                .get_or_create(&labels)
+            let state = &self.shared.metrics.provider_state;
+            state
+                .get_or_create(&self.labels(&provider.name))
                 .set(provider.state);
         }
         let limit = if self.spec.suspend {
@@ -122,6 +117,21 @@ impl Worker {
             providers,
             replicas: 1,
             pods: Vec::new(),
+        }
+    }
+
+    /// How its providers are is not said any more: nobody asks them, and what was said last would stand for ever.
+    pub(super) fn forget_providers(&self) {
+        for provider in &self.providers {
+            let state = &self.shared.metrics.provider_state;
+            state.remove(&self.labels(&provider.name));
+        }
+    }
+
+    fn labels(&self, provider: &str) -> ChannelProvider {
+        ChannelProvider {
+            channel: self.channel.to_string(),
+            provider: provider.to_owned(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::catalog::FullName;
 
 /// Takes its time over receipts for events, and counts how many are waited for at once.
 struct Leisurely {
-    broker: Arc<dyn Broker>,
+    broker: EmbeddedBroker,
     events: Topic,
     now: AtomicUsize,
     most: Arc<AtomicUsize>,

@@ -126,7 +126,7 @@ async fn what_is_held_while_no_provider_works_is_prioritized_all_the_same() {
         ..timing()
     };
     let fails = |_: &str, _: &Delivery| Outcome::Transient(reason("connect"));
-    let stages = Stages::begin_over(MAIL, timing, fails, |broker| broker).await;
+    let stages = Stages::begin_over(MAIL, timing, fails, |broker| Arc::new(broker)).await;
     let order = |n: u32| {
         let to = to(&format!("p{n}@b.example"));
         json!({"template": "order", "recipients": to, "parameters": {"n": n}})

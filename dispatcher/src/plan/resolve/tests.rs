@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 
 use herald_crds::Priority;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use super::*;
 use crate::catalog::folder::FolderCatalog;
+use crate::catalog::{Snapshot, Untold};
 use crate::message::{SystemState, To};
 use crate::store::sqlite::{Options, SqliteStore};
 use crate::store::{HistoryStore, NotificationRecord, Paging, PeopleStore, PlanStore, Recipient};
@@ -147,6 +149,49 @@ async fn messages_to_one_do_not_wait_for_one_to_many() {
     stage.round(256).await;
     let rows: u64 = stage.notification(&large_id).await.counts.values().sum();
     assert_eq!(rows, 1200);
+}
+
+/// Tells nothing of the namespace.
+struct Blind(watch::Sender<Arc<Snapshot>>);
+
+impl Catalog for Blind {
+    fn current(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.0.subscribe()
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_resolved_since_nobody_tells_what_is_declared_is_put_off() {
+    let mut stage = Stage::begin().await;
+    let untold = Untold {
+        counted: ["office".to_owned()].into(),
+        ..Untold::default()
+    };
+    let snapshot = Arc::new(Snapshot {
+        untold,
+        ..Snapshot::default()
+    });
+    let blind = Arc::new(Blind(watch::Sender::new(snapshot)));
+    let sees = std::mem::replace(&mut stage.resolver.catalog, blind);
+    stage.known("person-1", "one@mail.example").await;
+    let mut request = stage.request("1", vec![person(1)]);
+    request.accepted_at = Timestamp::now();
+    let id = request.id;
+    stage.planned([request]).await;
+    stage.round(256).await;
+    let now = Timestamp::now();
+    assert!(stage.store.unresolved(now, 256).await.unwrap().is_empty());
+    assert!(stage.notification(&id).await.counts.is_empty());
+    let later = stage.store.next_unresolved().await.unwrap().unwrap();
+    assert!(later > now && later <= now + UNTOLD.0);
+    stage.resolver.catalog = sees;
+    let unresolved = stage.store.unresolved(later, 256).await.unwrap();
+    let round = stage.resolver.round(&unresolved, later).await;
+    assert!(round.channels.contains("shop/mail"));
 }
 
 #[tokio::test]

@@ -65,26 +65,27 @@ impl Smtp {
         })
     }
 
+    /// User name and password as they are now; `None`: no authentication.
+    fn login(&self) -> Result<Option<(Hidden, Hidden)>, Outcome> {
+        let Some(secret) = &self.login else {
+            return Ok(None);
+        };
+        let get = |key| {
+            let value = self.credentials.get(secret, key);
+            value.map_err(|error: CredentialError| {
+                Outcome::Transient(Reason::new("credentials", error.to_string()))
+            })
+        };
+        Ok(Some((get("username")?, get("password")?)))
+    }
+
     /// A new connection, ready to send. Whatever fails here is about us or the server, never about a message.
-    async fn open(&self) -> Result<Session, Outcome> {
+    async fn open(&self, login: Option<(Hidden, Hidden)>) -> Result<Session, Outcome> {
         let transient =
             |code: &'static str, detail: String| Outcome::Transient(Reason::new(code, detail));
         let trust = match self.tls {
             SmtpTls::None => None,
             SmtpTls::StartTls | SmtpTls::Tls => Some(self.trust()?),
-        };
-        let login = match &self.login {
-            Some(secret) => {
-                let get = |key| {
-                    self.credentials
-                        .get(secret, key)
-                        .map_err(|error: CredentialError| {
-                            transient("credentials", error.to_string())
-                        })
-                };
-                Some((get("username")?, get("password")?))
-            }
-            None => None,
         };
         let addresses = address::resolve(&self.host, self.port, self.allow_private)
             .await
@@ -136,12 +137,16 @@ impl Smtp {
     }
 
     async fn hand_over(&self, delivery: &Delivery, mail: &Mail, handed: &AtomicBool) -> Outcome {
-        let mut reused = self.pool.take().await;
+        let login = match self.login() {
+            Ok(login) => login,
+            Err(outcome) => return outcome,
+        };
+        let mut reused = self.pool.take(login.as_ref()).await;
         loop {
             let fresh = reused.is_none();
             let mut session = match reused.take() {
                 Some(session) => session,
-                None => match self.open().await {
+                None => match self.open(login.clone()).await {
                     Ok(session) => session,
                     Err(outcome) => return outcome,
                 },

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::credentials::Hidden;
 use super::session::Session;
 
 /// Idle connections, the latest used first, so that those too many grow old.
@@ -32,11 +33,13 @@ impl Pool {
         })
     }
 
-    /// A connection that seems alive; `None`: open one.
-    pub async fn take(&self) -> Option<Session> {
+    /// A connection that seems alive and was opened with this user name and password; `None`: open one.
+    ///
+    /// One of another login is let go: under load it would outlive for good the password that was taken from it.
+    pub async fn take(&self, login: Option<&(Hidden, Hidden)>) -> Option<Session> {
         loop {
             let (mut session, since) = self.lock().idle.pop()?;
-            if since.elapsed() < self.idle && session.is_quiet().await {
+            if session.login() == login && since.elapsed() < self.idle && session.is_quiet().await {
                 return Some(session);
             }
         }

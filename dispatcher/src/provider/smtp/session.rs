@@ -163,6 +163,8 @@ enum Mechanism {
 pub struct Session {
     stream: BufReader<Box<dyn Stream>>,
     offers: Offers,
+    /// With what it was opened; `None`: no authentication.
+    login: Option<(Hidden, Hidden)>,
     /// A transaction was begun and not ended by the content: the next begins with RSET.
     unfinished: bool,
     /// It is no longer known which reply comes next, or the server hung up.
@@ -190,6 +192,7 @@ impl Session {
         let mut session = Self {
             stream: BufReader::new(stream),
             offers: Offers::default(),
+            login: opening.login.clone(),
             unfinished: false,
             broken: false,
         };
@@ -203,6 +206,11 @@ impl Session {
             session.log_in(user, password).await?;
         }
         Ok(session)
+    }
+
+    /// The user name and password that it was opened with.
+    pub fn login(&self) -> Option<&(Hidden, Hidden)> {
+        self.login.as_ref()
     }
 
     /// Whether another mail can be sent.
@@ -350,6 +358,7 @@ impl Session {
         Ok(Self {
             stream: BufReader::new(Box::new(stream)),
             offers: Offers::default(),
+            login: self.login,
             unfinished: false,
             broken: false,
         })

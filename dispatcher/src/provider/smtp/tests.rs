@@ -333,6 +333,36 @@ async fn authentication_uses_what_the_server_offers() {
 }
 
 #[tokio::test]
+async fn with_another_password_a_connection_of_the_old_one_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    write_login(folder.path());
+    let options = Options {
+        offers: "AUTH_PLAIN",
+        ..Options::default()
+    };
+    let server = Server::start(options, |_, _| None).await;
+    let mut spec = spec(server.address.port());
+    spec.credentials_ref = Some(named("ses"));
+    let smtp = smtp_for(&spec, folder.path());
+    for _ in 0..2 {
+        assert_eq!(send(&smtp).await, sent());
+    }
+    assert_eq!(server.connections(), 1);
+    // As a mount does it: a new file takes the place of the old one.
+    std::fs::write(folder.path().join("ses/new"), "hunter3").unwrap();
+    std::fs::rename(
+        folder.path().join("ses/new"),
+        folder.path().join("ses/password"),
+    )
+    .unwrap();
+    for _ in 0..2 {
+        assert_eq!(send(&smtp).await, sent());
+    }
+    assert_eq!(server.connections(), 2);
+    assert_eq!(server.met(1)[1], "AUTH PLAIN AHNob3AAaHVudGVyMw==");
+}
+
+#[tokio::test]
 async fn a_wrong_password_kills_no_mail_and_appears_nowhere() {
     let folder = tempfile::tempdir().unwrap();
     write_login(folder.path());
@@ -476,7 +506,7 @@ async fn concurrent_sends_each_have_a_connection_and_no_more_are_kept_than_allow
             .all(|outcome| outcome == sent())
     );
     let mut kept = 0;
-    while smtp.pool.take().await.is_some() {
+    while smtp.pool.take(None).await.is_some() {
         kept += 1;
     }
     assert!((1..=4).contains(&kept), "{kept}");

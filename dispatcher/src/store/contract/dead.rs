@@ -18,7 +18,10 @@ pub(crate) async fn dead_letters_are_found_by_channel_time_reason_and_id(store: 
         .map(|n| event(&waiting[n], 1, 20 + n as i64, failed(&waiting[n], 1, true)))
         .collect();
     outcomes.push(event(&waiting[3], 1, 23, sent()));
+    assert!(!store.has_dead_letters(MAIL).await.unwrap());
     tell(store, outcomes).await;
+    assert!(store.has_dead_letters(MAIL).await.unwrap());
+    assert!(!store.has_dead_letters("shop/none").await.unwrap());
     let ids: Vec<DeliveryId> = waiting.iter().map(|w| w.id).collect();
     let filter = DeadLetterFilter::default;
     let some = |text: &str| Some(text.to_owned());

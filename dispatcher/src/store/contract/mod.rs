@@ -7,4 +7,5 @@ pub mod people;
 pub mod planning;
 pub mod recording;
 pub mod releasing;
+pub mod schedules;
 pub mod stages;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use herald_crds::Address;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::id::NotificationId;
 use crate::message::Suppression;
 use crate::store::{
     ApiKey, Directory, HistoryError, Page, Paging, PeopleStore, PlanStore, Recipient,
     SuppressedAddress,
 };
+
+pub(crate) use super::schedules::*;
 
 /// Makes the contract's tests for one database.
 macro_rules! people_contract {
@@ -29,6 +30,8 @@ macro_rules! people_contract {
             pages_of_people_and_members_meet_without_gap_or_overlap,
             a_suppressed_address_stays_so_until_it_is_taken_off,
             a_schedule_remembers_what_fired_and_what_was_missed,
+            a_schedule_remembers_why_it_is_refused_until_it_fires,
+            a_schedule_begins_when_it_was_made_and_anew_when_it_is_made_anew,
             a_key_of_the_same_name_takes_the_place_of_the_first,
             a_key_is_added_once_and_taken_away_once,
         );
@@ -45,9 +48,9 @@ macro_rules! people_contract {
 }
 pub(crate) use people_contract;
 
-const SHOP: &str = "shop";
+pub(super) const SHOP: &str = "shop";
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_800_000_000 + seconds)
 }
 
@@ -447,46 +450,6 @@ pub(crate) async fn a_suppressed_address_stays_so_until_it_is_taken_off(
             .unwrap()
     );
     assert_eq!(store.suppressed(SHOP, &asked[..1]).await.unwrap(), [None]);
-}
-
-pub(crate) async fn a_schedule_remembers_what_fired_and_what_was_missed(store: &impl PeopleStore) {
-    let new = store.schedule(SHOP, "weekly", at(0)).await.unwrap();
-    assert_eq!((new.created_at, new.last_due, new.missed), (at(0), None, 0));
-    let again = store.schedule(SHOP, "weekly", at(99)).await.unwrap();
-    assert_eq!(again, new, "it is created once");
-
-    let sent = NotificationId::random();
-    store
-        .schedule_fired(SHOP, "weekly", at(60), Some(sent), 2)
-        .await
-        .unwrap();
-    let fired = store.schedule(SHOP, "weekly", at(100)).await.unwrap();
-    assert_eq!(
-        (fired.last_due, fired.last_notification, fired.missed),
-        (Some(at(60)), Some(sent), 2)
-    );
-    store
-        .schedule_fired(SHOP, "weekly", at(120), None, 1)
-        .await
-        .unwrap();
-    let skipped = store.schedule(SHOP, "weekly", at(130)).await.unwrap();
-    assert_eq!(skipped.last_due, Some(at(120)));
-    assert_eq!(
-        skipped.last_notification,
-        Some(sent),
-        "what was sent last is still known"
-    );
-    assert_eq!(skipped.missed, 4, "one before it, and itself");
-
-    store
-        .schedule_fired(SHOP, "weekly", at(60), Some(sent), 2)
-        .await
-        .unwrap();
-    let repeated = store.schedule(SHOP, "weekly", at(130)).await.unwrap();
-    assert_eq!(
-        repeated, skipped,
-        "a repeat of an earlier due time changes nothing"
-    );
 }
 
 pub(crate) async fn a_key_of_the_same_name_takes_the_place_of_the_first(store: &impl PeopleStore) {

@@ -270,6 +270,28 @@ pub(crate) async fn a_held_notification_waits_for_its_sender(store: &impl Stages
     assert_eq!(unresolved[0].confirmed, Some(9));
 }
 
+pub(crate) async fn what_is_put_off_is_looked_at_again_when_its_time_comes(store: &impl Stages) {
+    let (one, other) = (request("1"), request("2"));
+    let both = [Arc::new(one.clone()), Arc::new(other.clone())];
+    store.insert_notifications(&[], &both).await.unwrap();
+    store.postpone(&one.id, at(500)).await.unwrap();
+    let unresolved = async |milliseconds: i64| {
+        let unresolved = store.unresolved(at(milliseconds), 10).await.unwrap();
+        let ids = unresolved.into_iter().map(|one| one.request.id);
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(unresolved(499).await, [other.id]);
+    assert_eq!(store.next_unresolved().await.unwrap(), Some(at(500)));
+    let mut all = unresolved(500).await;
+    all.sort();
+    let mut expected = [one.id, other.id];
+    expected.sort();
+    assert_eq!(all, expected);
+    store.hold(&one.id, 9, 5).await.unwrap();
+    store.postpone(&one.id, at(0)).await.unwrap();
+    assert_eq!(unresolved(500).await, [other.id], "it is held");
+}
+
 pub(crate) async fn a_claim_belongs_to_whoever_came_first_until_its_window_is_over(
     store: &impl Stages,
 ) {

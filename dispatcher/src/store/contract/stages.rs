@@ -54,6 +54,7 @@ macro_rules! store_contract {
             a_notification_for_later_is_not_resolved_before_its_time,
             the_most_urgent_class_is_resolved_first_and_then_the_one_with_the_fewest_rows,
             a_held_notification_waits_for_its_sender,
+            what_is_put_off_is_looked_at_again_when_its_time_comes,
             a_claim_belongs_to_whoever_came_first_until_its_window_is_over,
             nobody_is_suppressed_until_somebody_is,
             requests_come_back_as_they_were,

@@ -133,6 +133,7 @@ async fn no_statement_reads_a_whole_table() {
         waiting::DROP_SENSITIVE,
         waiting::DUE,
         waiting::SCHEDULED,
+        waiting::HAS_DEAD,
         plain::PLACES,
         &sent,
         &retrying,
@@ -185,6 +186,7 @@ async fn no_statement_reads_a_whole_table() {
         entries::LIST_MEMBERS,
         people::LIST_SUPPRESSIONS,
         people::SCHEDULE,
+        people::BEGIN_SCHEDULE,
     ]
     .into_iter()
     .chain(waiting::OF_CHANNEL)

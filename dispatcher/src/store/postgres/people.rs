@@ -12,16 +12,27 @@ use super::{PostgresStore, corrupt, cursor, failed, json, millis, timestamp, una
 use crate::id::{NotificationId, order};
 use crate::store::directory::{self, Batch, MANY, beyond, members, parse, schedule_record};
 use crate::store::{
-    ApiKey, HistoryError, Page, Paging, PeopleStore, Recipient, ScheduleRecord, StoreError,
-    SuppressedAddress,
+    ApiKey, HistoryError, Incarnation, Page, Paging, PeopleStore, Recipient, RefusedDue,
+    ScheduleRecord, StoreError, SuppressedAddress,
 };
 
 pub(super) const LIST_SUPPRESSIONS: &str = "SELECT medium, address, reason, since FROM suppressions
     WHERE namespace = $1 AND (address, medium) > ($2, $3) ORDER BY address, medium LIMIT $4";
 
 pub(super) const SCHEDULE: &str =
-    "SELECT created_at, last_due, last_notification, missed FROM schedules
+    "SELECT uid, created_at, last_due, last_fired, last_notification, refused_due, refused_declared,
+        refusal, missed FROM schedules
     WHERE namespace = $1 AND name = $2";
+
+/// Makes a schedule's row, or begins anew with that of one before it. As `Incarnation::replaces` has it, since somebody
+/// else may have been faster.
+pub(super) const BEGIN_SCHEDULE: &str =
+    "INSERT INTO schedules AS s (namespace, name, uid, created_at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (namespace, name) DO UPDATE SET uid = excluded.uid, created_at = excluded.created_at,
+        last_due = NULL, last_fired = NULL, last_notification = NULL,
+        refused_due = NULL, refused_declared = NULL, refusal = NULL, missed = 0
+    WHERE excluded.uid IS NOT NULL AND s.uid IS DISTINCT FROM excluded.uid
+        AND (s.uid IS NULL OR s.created_at <= excluded.created_at)";
 
 #[async_trait]
 impl PeopleStore for PostgresStore {
@@ -308,24 +319,25 @@ impl PeopleStore for PostgresStore {
         &self,
         namespace: &str,
         name: &str,
+        incarnation: Incarnation<'_>,
         now: Timestamp,
     ) -> Result<ScheduleRecord, StoreError> {
         // Asked often and written once: an idle service does not write.
         let ask = || sqlx::query_as(SCHEDULE).bind(namespace).bind(name);
         let known = ask().fetch_optional(&self.pool).await.map_err(failed)?;
-        if let Some(record) = known {
-            return schedule_record(record);
+        if let Some(record) = known.map(schedule_record).transpose()?
+            && !incarnation.replaces(&record, now)
+        {
+            return Ok(record);
         }
-        sqlx::query(
-            "INSERT INTO schedules (namespace, name, created_at) VALUES ($1, $2, $3)
-             ON CONFLICT (namespace, name) DO NOTHING",
-        )
-        .bind(namespace)
-        .bind(name)
-        .bind(millis(now))
-        .execute(&self.pool)
-        .await
-        .map_err(failed)?;
+        sqlx::query(BEGIN_SCHEDULE)
+            .bind(namespace)
+            .bind(name)
+            .bind(incarnation.uid)
+            .bind(millis(incarnation.begins(now)))
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
         schedule_record(ask().fetch_one(&self.pool).await.map_err(failed)?)
     }
 
@@ -341,10 +353,11 @@ impl PeopleStore for PostgresStore {
         let missed = missed as i64 + i64::from(notification.is_none());
         sqlx::query(
             "INSERT INTO schedules AS s
-                 (namespace, name, created_at, last_due, last_notification, missed)
-             VALUES ($1, $2, $3, $3, $4, $5)
+                 (namespace, name, created_at, last_due, last_fired, last_notification, missed)
+             VALUES ($1, $2, $3, $3, CASE WHEN $4 IS NULL THEN NULL ELSE $3 END, $4, $5)
              ON CONFLICT (namespace, name) DO UPDATE SET
                  last_due = excluded.last_due,
+                 last_fired = coalesce(excluded.last_fired, s.last_fired),
                  last_notification = coalesce(excluded.last_notification, s.last_notification),
                  missed = s.missed + excluded.missed
              WHERE s.last_due IS NULL OR s.last_due < excluded.last_due",
@@ -354,6 +367,29 @@ impl PeopleStore for PostgresStore {
         .bind(millis(due))
         .bind(notification.as_ref().map(|id| id.as_bytes().as_slice()))
         .bind(missed)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn schedule_refused(
+        &self,
+        namespace: &str,
+        name: &str,
+        refused: &RefusedDue,
+    ) -> Result<(), StoreError> {
+        // Every gateway tries again and again, and all are refused for the same.
+        sqlx::query(
+            "UPDATE schedules SET refused_due = $3, refused_declared = $4, refusal = $5
+             WHERE namespace = $1 AND name = $2
+               AND (refused_due, refused_declared, refusal) IS DISTINCT FROM ($3, $4, $5)",
+        )
+        .bind(namespace)
+        .bind(name)
+        .bind(millis(refused.due))
+        .bind(refused.declared.as_slice())
+        .bind(super::clean(&refused.message))
         .execute(&self.pool)
         .await
         .map_err(failed)?;

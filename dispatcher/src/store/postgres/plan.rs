@@ -237,6 +237,22 @@ impl PlanStore for PostgresStore {
         Ok(())
     }
 
+    async fn postpone(
+        &self,
+        notification: &NotificationId,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE notifications SET pending = 1, resolve_at = $2 WHERE id = $1 AND pending > 0",
+        )
+        .bind(notification.as_bytes().as_slice())
+        .bind(millis(until))
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
     async fn confirm(
         &self,
         notification: &NotificationId,

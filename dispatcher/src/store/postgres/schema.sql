@@ -117,6 +117,8 @@ CREATE INDEX deliveries_resting ON deliveries (notification) WHERE waiting = 3;
 CREATE INDEX deliveries_resting_channel ON deliveries (channel, priority) WHERE waiting >= 3;
 CREATE INDEX deliveries_out ON deliveries (channel, heard_at) WHERE waiting = 0 AND ended_at IS NULL;
 CREATE INDEX deliveries_dead ON deliveries (ended_at, id) WHERE dead;
+-- Whether a channel has dead letters at all.
+CREATE INDEX deliveries_dead_of_channel ON deliveries (channel) WHERE dead;
 CREATE INDEX deliveries_recipient ON deliveries (substr(id, 5, 4)) WHERE recipient <> '';
 
 CREATE TABLE resting (
@@ -250,8 +252,13 @@ CREATE TABLE schedules (
     namespace TEXT COLLATE "C" NOT NULL,
     name TEXT COLLATE "C" NOT NULL,
     created_at BIGINT NOT NULL,
+    uid TEXT,
     last_due BIGINT,
+    last_fired BIGINT,
     last_notification BYTEA,
+    refused_due BIGINT,
+    refused_declared BYTEA,
+    refusal TEXT,
     missed BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (namespace, name)
 );

@@ -328,6 +328,17 @@ impl WaitingStore for PostgresStore {
         }
         Ok(backlog)
     }
+
+    async fn has_dead_letters(&self, channel: &str) -> Result<bool, StoreError> {
+        let Some(channel) = self.known_channel(channel).await? else {
+            return Ok(false);
+        };
+        sqlx::query_scalar(HAS_DEAD)
+            .bind(channel)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)
+    }
 }
 
 /// Wakes at most `$3` rows of a notification, given by day and number.
@@ -400,6 +411,10 @@ pub(super) const DROP_SENSITIVE: &str = "DELETE FROM carried AS c
 
 pub(super) const DUE: &str = "SELECT priority, count(*), min(due_at) FROM deliveries
     WHERE day >= $2 AND waiting = 2 AND channel = $1 GROUP BY priority";
+
+/// In the order of channels, since the index of all dead letters looks as good where there are few.
+pub(super) const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM (
+    SELECT channel FROM deliveries WHERE dead AND channel BETWEEN $1 AND $1 ORDER BY channel LIMIT 1) AS d)";
 
 pub(super) const SCHEDULED: &str = "SELECT priority, count(*) FROM deliveries
     WHERE day >= $2 AND waiting = 1 AND channel = $1 GROUP BY priority

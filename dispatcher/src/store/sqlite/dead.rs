@@ -414,6 +414,7 @@ mod tests {
             DISCARD,
             DISCARD_CARRIED,
             NOTE,
+            crate::store::sqlite::waiting::HAS_DEAD,
         ] {
             reads_no_whole_table(&opened.store, statement, &[]).await;
         }

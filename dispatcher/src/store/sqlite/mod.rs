@@ -32,6 +32,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use super::columns::{
@@ -58,6 +59,9 @@ pub struct Options {
     pub cache_kib: u32,
     /// Most bytes of the file; what would make it larger is [`StoreError::Unavailable`]. `None`: as large as the disk.
     pub max_bytes: Option<u64>,
+    /// Since when it knows what was sent, if what was before is lost: no schedule is due from an earlier time on. `None`:
+    /// since ever.
+    pub since: Option<Timestamp>,
 }
 
 impl Default for Options {
@@ -67,6 +71,7 @@ impl Default for Options {
             readers: 3,
             cache_kib: 24 * 1024,
             max_bytes: None,
+            since: None,
         }
     }
 }
@@ -83,6 +88,8 @@ pub struct SqliteStore {
     suppressing: AtomicBool,
     /// False: no outcome waits for its row.
     orphaned: Arc<AtomicBool>,
+    /// See [`Options::since`].
+    since: Option<Timestamp>,
     /// Keeps other processes out.
     _lock: File,
 }
@@ -138,6 +145,7 @@ impl SqliteStore {
             channels: RwLock::new(channels),
             suppressing: AtomicBool::new(suppressing),
             orphaned: Arc::new(AtomicBool::new(orphaned)),
+            since: options.since,
             _lock: lock,
         })
     }

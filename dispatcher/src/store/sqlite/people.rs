@@ -13,8 +13,8 @@ use super::{SqliteStore, corrupt, cursor, failed, json, millis, timestamp, unans
 use crate::id::{NotificationId, order};
 use crate::store::directory::{self, Batch, MANY, beyond, members, parse, schedule_record};
 use crate::store::{
-    ApiKey, HistoryError, Page, Paging, PeopleStore, Recipient, ScheduleRecord, StoreError,
-    SuppressedAddress,
+    ApiKey, HistoryError, Incarnation, Page, Paging, PeopleStore, Recipient, RefusedDue,
+    ScheduleRecord, StoreError, SuppressedAddress,
 };
 
 const LIST_SUPPRESSIONS: &str = "
@@ -23,8 +23,18 @@ const LIST_SUPPRESSIONS: &str = "
     ORDER BY address, medium LIMIT ?4";
 
 const SCHEDULE: &str = "
-    SELECT created_at, last_due, last_notification, missed FROM schedules
+    SELECT uid, created_at, last_due, last_fired, last_notification, refused_due, refused_declared,
+        refusal, missed FROM schedules
     WHERE namespace = ?1 AND name = ?2";
+
+/// Makes a schedule's row, or begins anew with that of one before it: as `Incarnation::replaces` has it.
+const BEGIN_SCHEDULE: &str = "
+    INSERT INTO schedules (namespace, name, uid, created_at) VALUES (?1, ?2, ?3, ?4)
+    ON CONFLICT (namespace, name) DO UPDATE SET uid = excluded.uid, created_at = excluded.created_at,
+        last_due = NULL, last_fired = NULL, last_notification = NULL,
+        refused_due = NULL, refused_declared = NULL, refusal = NULL, missed = 0
+    WHERE excluded.uid IS NOT NULL AND uid IS NOT excluded.uid
+        AND (uid IS NULL OR created_at <= excluded.created_at)";
 
 #[async_trait]
 impl PeopleStore for SqliteStore {
@@ -357,6 +367,7 @@ impl PeopleStore for SqliteStore {
         &self,
         namespace: &str,
         name: &str,
+        incarnation: Incarnation<'_>,
         now: Timestamp,
     ) -> Result<ScheduleRecord, StoreError> {
         // Asked often and written once: an idle service does not write.
@@ -366,22 +377,28 @@ impl PeopleStore for SqliteStore {
             .fetch_optional(&self.readers)
             .await
             .map_err(failed)?;
-        if let Some(record) = known {
-            return schedule_record(record);
+        if let Some(record) = known.map(schedule_record).transpose()?
+            && !incarnation.replaces(&record, now)
+        {
+            return Ok(record);
         }
-        let (namespace, name, now) = (namespace.to_owned(), name.to_owned(), millis(now));
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let uid = incarnation.uid.map(str::to_owned);
+        let begins = incarnation.begins(now);
+        let begins = millis(
+            self.since
+                .map_or(begins, |since| begins.max(since.min(now))),
+        );
         self.write(move |c| {
             Box::pin(async move {
-                sqlx::query(
-                    "INSERT INTO schedules (namespace, name, created_at) VALUES (?1, ?2, ?3)
-                     ON CONFLICT (namespace, name) DO NOTHING",
-                )
-                .bind(&namespace)
-                .bind(&name)
-                .bind(now)
-                .execute(&mut *c)
-                .await
-                .map_err(failed)?;
+                sqlx::query(BEGIN_SCHEDULE)
+                    .bind(&namespace)
+                    .bind(&name)
+                    .bind(uid)
+                    .bind(begins)
+                    .execute(&mut *c)
+                    .await
+                    .map_err(failed)?;
                 let record = sqlx::query_as(SCHEDULE)
                     .bind(namespace)
                     .bind(name)
@@ -409,10 +426,11 @@ impl PeopleStore for SqliteStore {
             Box::pin(async move {
                 sqlx::query(
                     "INSERT INTO schedules
-                         (namespace, name, created_at, last_due, last_notification, missed)
-                     VALUES (?1, ?2, ?3, ?3, ?4, ?5)
+                         (namespace, name, created_at, last_due, last_fired, last_notification, missed)
+                     VALUES (?1, ?2, ?3, ?3, CASE WHEN ?4 IS NULL THEN NULL ELSE ?3 END, ?4, ?5)
                      ON CONFLICT (namespace, name) DO UPDATE SET
                          last_due = excluded.last_due,
+                         last_fired = coalesce(excluded.last_fired, last_fired),
                          last_notification = coalesce(excluded.last_notification, last_notification),
                          missed = missed + excluded.missed
                      WHERE last_due IS NULL OR last_due < excluded.last_due",
@@ -422,6 +440,35 @@ impl PeopleStore for SqliteStore {
                 .bind(due)
                 .bind(notification.as_ref().map(|id| id.as_bytes().as_slice()))
                 .bind(missed)
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn schedule_refused(
+        &self,
+        namespace: &str,
+        name: &str,
+        refused: &RefusedDue,
+    ) -> Result<(), StoreError> {
+        let (namespace, name, refused) = (namespace.to_owned(), name.to_owned(), refused.clone());
+        self.write(move |c| {
+            Box::pin(async move {
+                // It is tried again and again, and refused for the same.
+                sqlx::query(
+                    "UPDATE schedules SET refused_due = ?3, refused_declared = ?4, refusal = ?5
+                     WHERE namespace = ?1 AND name = ?2
+                       AND (refused_due, refused_declared, refusal) IS NOT (?3, ?4, ?5)",
+                )
+                .bind(namespace)
+                .bind(name)
+                .bind(millis(refused.due))
+                .bind(refused.declared.to_vec())
+                .bind(refused.message)
                 .execute(c)
                 .await
                 .map_err(failed)?;

@@ -275,6 +275,28 @@ impl PlanStore for SqliteStore {
         .await
     }
 
+    async fn postpone(
+        &self,
+        notification: &NotificationId,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = *notification;
+        self.write(move |c| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE notifications SET pending = 1, resolve_at = ?2 WHERE id = ?1 AND pending > 0",
+                )
+                .bind(id.as_bytes().as_slice())
+                .bind(millis(until))
+                .execute(c)
+                .await
+                .map_err(failed)?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     async fn confirm(
         &self,
         notification: &NotificationId,

@@ -23,7 +23,7 @@ CREATE TABLE notifications (
     metadata TEXT, -- JSON object; NULL: none
     sensitive INTEGER NOT NULL, -- 1: its parameters are blanked when it has ended
     accepted_at INTEGER NOT NULL,
-    resolve_at INTEGER NOT NULL, -- `sendAt`, else acceptance
+    resolve_at INTEGER NOT NULL, -- `sendAt`, else acceptance; later if it was put off
     expires_at INTEGER, -- what has not been sent by then is too late; NULL: never
     -- 0: nothing to resolve (done, cancelled or held), 1: its time has not come, 2: to be resolved
     pending INTEGER NOT NULL,
@@ -111,6 +111,8 @@ CREATE INDEX deliveries_resting_channel ON deliveries (channel) WHERE waiting = 
 -- What is out, for the sweep.
 CREATE INDEX deliveries_out ON deliveries (channel, heard_at) WHERE waiting = 0 AND ended_at IS NULL;
 CREATE INDEX deliveries_dead ON deliveries (ended_at) WHERE dead = 1;
+-- Whether a channel has dead letters at all.
+CREATE INDEX deliveries_dead_of_channel ON deliveries (channel) WHERE dead = 1;
 -- What one person got: by `id::order` of the recipient, which is in the id, so that the rows of one notification
 -- are written to this index from one end to the other.
 CREATE INDEX deliveries_recipient ON deliveries (substr(id, 5, 4)) WHERE recipient <> '';
@@ -256,9 +258,14 @@ CREATE TABLE suppressions (
 CREATE TABLE schedules (
     namespace TEXT NOT NULL,
     name TEXT NOT NULL,
-    created_at INTEGER NOT NULL,
-    last_due INTEGER,
-    last_notification BLOB,
+    created_at INTEGER NOT NULL, -- when it was made, else first seen
+    uid TEXT, -- in Kubernetes; another's begins anew
+    last_due INTEGER, -- the due time that is done with last: it fired, or was skipped
+    last_fired INTEGER, -- the due time that fired last
+    last_notification BLOB, -- what was sent then
+    refused_due INTEGER, -- the due time that was refused last; counts until a later one fires
+    refused_declared BLOB, -- SHA-256 of the schedule that was refused, as it was declared
+    refusal TEXT, -- why
     missed INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (namespace, name)
 ) WITHOUT ROWID;

@@ -13,7 +13,7 @@ use crate::store::contract::stages::{
     MAIL, Stages, at, delivery, event, failure, planned, release, request, returned, row, rows,
     sent, store_contract, tell,
 };
-use crate::store::{Cursor, PlanStore, RecordStore, Turn, WaitingStore};
+use crate::store::{Cursor, Incarnation, PeopleStore, PlanStore, RecordStore, Turn, WaitingStore};
 
 /// A store in a folder of its own.
 pub(super) struct Opened {
@@ -118,6 +118,30 @@ async fn a_file_at_its_bound_is_unavailable_and_goes_on_afterwards() {
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })));
     assert_eq!(store.unended().await.unwrap(), (10, 0));
     assert_eq!(release(&store, 10, at(0)).await.len(), 10);
+}
+
+#[tokio::test]
+async fn a_schedule_is_not_due_from_before_a_file_that_knows_nothing_of_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        synchronous: false,
+        since: Some(at(100)),
+        ..Options::default()
+    };
+    let store = SqliteStore::open(&folder.path().join("store.db"), options)
+        .await
+        .unwrap();
+    let begins = async |name: &str, created: i64, now: i64| {
+        let incarnation = Incarnation {
+            uid: Some("one"),
+            created_at: Some(at(created)),
+        };
+        let record = store.schedule("shop", name, incarnation, at(now)).await;
+        record.unwrap().created_at
+    };
+    assert_eq!(begins("old", 0, 200).await, at(100));
+    assert_eq!(begins("new", 150, 200).await, at(150));
+    assert_eq!(begins("by a clock that is behind", 0, 50).await, at(50));
 }
 
 const COUNTS: &str =

@@ -367,7 +367,21 @@ impl WaitingStore for SqliteStore {
         }
         Ok(backlog)
     }
+
+    async fn has_dead_letters(&self, channel: &str) -> Result<bool, StoreError> {
+        let Some(channel) = self.known_channel(channel) else {
+            return Ok(false);
+        };
+        sqlx::query_scalar(HAS_DEAD)
+            .bind(channel)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed)
+    }
 }
+
+pub(super) const HAS_DEAD: &str =
+    "SELECT EXISTS (SELECT 1 FROM deliveries WHERE dead = 1 AND channel = ?1)";
 
 /// Wakes at most `?2` rows of notifications (`?1`: their numbers).
 pub(super) const WAKE: &str = "UPDATE deliveries SET waiting = 2 WHERE row IN (

@@ -10,9 +10,11 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::accept::{Accept, Idle, Parts, SenderRate};
+use crate::accept::{Accept, Idle, Parts, Quotas};
+use crate::access::Keys;
 use crate::api::serve::serve;
-use crate::api::{Api, ChannelTest, Control, Keys, router};
+use crate::api::stream::Places;
+use crate::api::{Api, ChannelTest, Control, router};
 use crate::broker::Broker;
 use crate::broker::embedded::{self, EmbeddedBroker};
 use crate::catalog::{Catalog, Snapshot};
@@ -117,7 +119,7 @@ impl Server {
             load: Arc::new(Idle),
             metrics: Arc::clone(&metrics),
             timing: Timing::default(),
-            rate: SenderRate::default(),
+            quotas: Quotas::default(),
         });
         let key = |name: &str, scopes: &[&str]| ApiKey {
             name: name.to_owned(),
@@ -140,7 +142,8 @@ impl Server {
             key("importer", &["recipients:write"]),
         ];
         let api = Api {
-            keys: Keys::new(Arc::clone(&dyn_store), &keys),
+            access: Arc::new(Keys::new(Arc::clone(&dyn_store), &keys)),
+            keys: None,
             accept: Arc::new(accept),
             catalog: Arc::clone(&catalog),
             definitions: Arc::new(Definitions::new(Arc::clone(&dyn_store), catalog)),
@@ -152,7 +155,7 @@ impl Server {
             outcomes: broadcast::Sender::new(1),
             metrics,
             ready: watch::channel(true).1,
-            streams: Api::stream_places(),
+            streams: Places::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!(
