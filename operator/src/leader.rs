@@ -1,15 +1,18 @@
 //! Of several operators one works: who holds the Lease.
 //!
 //! Clocks are not compared: another's Lease has run out when we have seen no renewal for as long as it counts. The holder
-//! stops before that, so that at no time two work.
+//! stops before that, so that at no time two work; one that was suspended, too: before each write it looks at its clock.
 
 use std::time::Duration;
 
+use axum::http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
+use kube::client::Body;
 use kube::{Api, Client};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,10 +27,50 @@ pub struct Candidate {
     namespace: String,
     identity: String,
     lasts: Duration,
-    /// When the renewal that counts was asked for; `None`: it was never ours.
-    renewed: Option<Instant>,
+    term: watch::Sender<Option<Instant>>,
     /// Another's Lease as it was seen last, and since when it has not changed.
     seen: Option<(Option<String>, Instant)>,
+}
+
+/// For how long whoever holds the Lease may work. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Term(watch::Receiver<Option<Instant>>);
+
+/// Somebody else may work now.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease has run out: another operator may work")]
+pub struct TermOver;
+
+impl Term {
+    /// Whether something may be done now.
+    pub fn lasts(&self) -> bool {
+        !self.left().is_zero()
+    }
+
+    /// For how long something may be done yet; zero if the Lease is not ours.
+    fn left(&self) -> Duration {
+        let end = *self.0.borrow();
+        end.map_or(Duration::ZERO, |end| {
+            end.saturating_duration_since(Instant::now())
+        })
+    }
+
+    /// The same client, but it changes nothing any more once this is over.
+    pub fn guard(&self, client: Client) -> Client {
+        let namespace = client.default_namespace().to_owned();
+        let term = self.clone();
+        let guarded = tower::service_fn(move |request: Request<Body>| {
+            let (client, term) = (client.clone(), term.clone());
+            async move {
+                if request.method().is_safe() || term.lasts() {
+                    client.send(request).await
+                } else {
+                    Err(kube::Error::Service(TermOver.into()))
+                }
+            }
+        });
+        Client::new(guarded, namespace)
+    }
 }
 
 /// What came of trying to hold the Lease.
@@ -59,7 +102,7 @@ impl Candidate {
             namespace: namespace.to_owned(),
             identity,
             lasts,
-            renewed: None,
+            term: watch::Sender::new(None),
             seen: None,
         }
     }
@@ -74,10 +117,9 @@ impl Candidate {
         self.lasts * 2 / 3
     }
 
-    /// For how long something may be done yet; zero if it never was ours.
-    fn left(&self) -> Duration {
-        let passed = self.renewed.map_or(self.lasts, |renewed| renewed.elapsed());
-        self.counts().saturating_sub(passed)
+    /// For how long we may work: not before the Lease is ours, and from each renewal on for as long as that counts.
+    pub fn term(&self) -> Term {
+        Term(self.term.subscribe())
     }
 
     /// Resolves when the Lease is ours.
@@ -97,8 +139,9 @@ impl Candidate {
     /// Renews the Lease until `stop`, or until it is lost or may be. It counts from when it was last asked for, also before
     /// this was called.
     pub async fn keep(&mut self, stop: &CancellationToken) -> Kept {
+        let term = self.term();
         loop {
-            let rest = self.left();
+            let rest = term.left();
             if rest.is_zero() {
                 return Kept::Lost;
             }
@@ -106,7 +149,7 @@ impl Candidate {
                 () = stop.cancelled() => return Kept::UntilStopped,
                 () = tokio::time::sleep(self.interval().min(rest)) => {}
             }
-            match tokio::time::timeout(self.left(), self.try_hold()).await {
+            match tokio::time::timeout(term.left(), self.try_hold()).await {
                 Ok(Ok(Held::Ours)) => {}
                 Ok(Ok(Held::Anothers)) => {
                     tracing::error!("the Lease is another's");
@@ -119,7 +162,9 @@ impl Candidate {
     }
 
     /// Gives the Lease back, so that another need not wait until it runs out. What fails, or takes long, is left to that.
+    /// Nothing may be done any more from when this is called.
     pub async fn release(&self) {
+        self.term.send_replace(None);
         if tokio::time::timeout(GIVING_BACK, self.give_back())
             .await
             .is_err()
@@ -158,9 +203,8 @@ impl Candidate {
     pub async fn try_hold(&mut self) -> Result<Held, kube::Error> {
         let asked = Instant::now();
         let held = self.ask().await?;
-        if held == Held::Ours {
-            self.renewed = Some(asked);
-        }
+        let end = (held == Held::Ours).then(|| asked + self.counts());
+        self.term.send_replace(end);
         Ok(held)
     }
 

@@ -106,7 +106,7 @@ metrics! {
     gateway_errors: Family<OfReason, Counter> = Family::default();
     /// Changes of the number of a Channel's pods.
     scaled: Counter = Counter::default();
-    /// Whether this operator is the one that works.
+    /// Whether this operator is the one that may work now.
     leader: Gauge = Gauge::default();
 }
 

@@ -18,7 +18,7 @@ use crate::backoff::Backoff;
 use crate::channel::{self, Plant};
 use crate::context::{Context, recorder};
 use crate::gateway::{Gateway, GatewayError};
-use crate::leader::{Candidate, Kept};
+use crate::leader::{Candidate, Kept, Term};
 use crate::metrics::Metrics;
 use crate::pulsar_admin::{AdminError, PulsarAdmin};
 use crate::queue::{Outlets, Queues, work};
@@ -171,14 +171,15 @@ struct Parts {
     gateway: Option<Gateway>,
 }
 
-fn parts(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Parts, RunError> {
+fn parts(settings: &Settings, metrics: &Arc<Metrics>, term: &Term) -> Result<Parts, RunError> {
     let pulsar = match settings.broker() {
         Broker::Embedded => None,
         Broker::Pulsar => {
             let pods = settings.pods().map_err(RunError::Settings)?;
             let admin = settings.pulsar_admin().map_err(RunError::Settings)?;
             let admin = PulsarAdmin::new(admin).map_err(RunError::PreparePulsar)?;
-            Some((admin, pods))
+            let term = term.clone();
+            Some((admin.guarded(move || term.lasts()), pods))
         }
     };
     let gateway = settings.gateway_url.as_deref().map(|url| {
@@ -199,52 +200,55 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     let metrics = Arc::<Metrics>::default();
-    let parts = parts(settings, &metrics)?;
-    let address = settings.probes();
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.map_err(|source| RunError::Listen { address, source })?;
-    let (ready, is_ready) = signal::channel(true);
-    let ready = Arc::new(ready);
-    let router = probes::router(Arc::clone(&metrics), is_ready);
-    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
-    let outcome = lead(settings, parts, client, Arc::clone(&metrics), &ready, stop).await;
-    serving.abort();
-    outcome
-}
-
-async fn lead(
-    settings: &Settings,
-    parts: Parts,
-    client: Client,
-    metrics: Arc<Metrics>,
-    ready: &Arc<signal::Sender<bool>>,
-    stop: CancellationToken,
-) -> Result<(), RunError> {
     let pod = settings.pod.as_deref().unwrap_or("herald-operator");
     let identity = format!("{pod}-{:08x}", rand::random::<u32>());
-    let mut candidate = Candidate::new(
+    let candidate = Candidate::new(
         client.clone(),
         settings.namespace(),
         identity.clone(),
         settings.lease(),
     );
+    let term = candidate.term();
+    let client = term.guard(client);
+    let parts = parts(settings, &metrics, &term)?;
+    let address = settings.probes();
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|source| RunError::Listen { address, source })?;
+    let (ready, is_ready) = signal::channel(true);
+    let ready = Arc::new(ready);
+    let router = probes::router(Arc::clone(&metrics), is_ready, term);
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
     tracing::info!(identity, "standing by");
+    let work = |working| {
+        operate(
+            settings,
+            parts,
+            client,
+            &identity,
+            metrics,
+            Arc::clone(&ready),
+            working,
+        )
+    };
+    let outcome = lead(candidate, work, &ready, stop).await;
+    serving.abort();
+    outcome
+}
+
+/// Works once the Lease is ours, until `stop` or until it is lost. What `work` gives ends when it is told to.
+async fn lead<F: Future<Output = ()>>(
+    mut candidate: Candidate,
+    work: impl FnOnce(CancellationToken) -> F,
+    ready: &signal::Sender<bool>,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
     if stop.run_until_cancelled(candidate.win()).await.is_none() {
         ready.send_replace(false);
         return Ok(());
     }
-    tracing::info!(identity, "this operator works");
-    metrics.leader.set(1);
+    tracing::info!("this operator works");
     let working = CancellationToken::new();
-    let mut work = Box::pin(operate(
-        settings,
-        parts,
-        client,
-        &identity,
-        metrics,
-        Arc::clone(ready),
-        working.clone(),
-    ));
+    let mut work = Box::pin(work(working.clone()));
     let kept = tokio::select! {
         kept = candidate.keep(&stop) => kept,
         // It ends only when it is told to.

@@ -1,7 +1,12 @@
 //! Two candidates and one Lease, in an API server that is a map.
 
+use herald_crds::Channel;
+use kube::api::{Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use serde_json::json;
+
 use super::*;
-use crate::fixtures::ApiServer;
+use crate::fixtures::{ApiServer, document};
 
 fn candidate(server: &ApiServer, name: &str) -> Candidate {
     Candidate::new(
@@ -70,6 +75,65 @@ async fn who_cannot_renew_stops_before_another_may_begin() {
         held >= Duration::from_secs(7) && held < Duration::from_secs(15),
         "{held:?}"
     );
+}
+
+/// A Channel that is there.
+fn declare(server: &ApiServer) {
+    server.declare(&document("Channel", "mail", &json!({"medium": "email"})));
+}
+
+async fn write(client: &Client) -> Result<(), kube::Error> {
+    let channels: Api<PartialObjectMeta<Channel>> = Api::namespaced(client.clone(), "shop");
+    let labelled = Patch::Merge(json!({"metadata": {"labels": {"by": "us"}}}));
+    let parameters = PatchParams::default();
+    let written = channels.patch("mail", &parameters, &labelled).await;
+    written.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_suspended_writes_nothing_when_it_wakes_before_it_looks_at_the_lease() {
+    let server = ApiServer::default();
+    declare(&server);
+    let mut one = candidate(&server, "one");
+    let term = one.term();
+    let client = term.guard(server.client());
+    let refused = write(&client).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("the Lease has run out"),
+        "{refused}"
+    );
+    win(&mut one).await;
+    write(&client).await.unwrap();
+    tokio::time::advance(Duration::from_secs(9)).await;
+    assert!(term.lasts());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(!term.lasts());
+    server.asked();
+    write(&client).await.unwrap_err();
+    assert!(server.wrote().is_empty());
+    // It may look, and what it has renewed it may write.
+    let channels: Api<PartialObjectMeta<Channel>> = Api::namespaced(client.clone(), "shop");
+    channels.get_metadata("mail").await.unwrap();
+    assert_eq!(one.try_hold().await.unwrap(), Held::Ours);
+    write(&client).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_ends_with_giving_the_lease_back_and_with_losing_it() {
+    let server = ApiServer::default();
+    let (mut one, mut other) = (candidate(&server, "one"), candidate(&server, "other"));
+    let (of_one, of_other) = (one.term(), other.term());
+    win(&mut one).await;
+    assert!(of_one.lasts());
+    one.release().await;
+    assert!(!of_one.lasts());
+    win(&mut other).await;
+    assert!(of_other.lasts());
+    server.change("Lease", NAME, |lease| {
+        lease["spec"]["holderIdentity"] = json!("third");
+    });
+    assert_eq!(other.try_hold().await.unwrap(), Held::Anothers);
+    assert!(!of_other.lasts());
 }
 
 #[tokio::test(start_paused = true)]

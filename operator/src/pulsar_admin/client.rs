@@ -69,6 +69,7 @@ pub struct Health {
 #[derive(Clone)]
 pub struct PulsarAdmin {
     shared: Arc<Shared>,
+    may_change: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
 }
 
 struct Shared {
@@ -132,7 +133,15 @@ impl PulsarAdmin {
                 asked: tokio::sync::Mutex::default(),
                 health: Mutex::new(None),
             }),
+            may_change: None,
         })
+    }
+
+    /// The same, but it changes nothing while `may_change` says no, which is asked before each request.
+    #[must_use]
+    pub fn guarded(self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        let may_change = Some(Arc::new(may_change) as _);
+        Self { may_change, ..self }
     }
 
     /// How the cluster was when something was last asked of it; `None` if nothing was yet.
@@ -267,6 +276,10 @@ impl PulsarAdmin {
         let mut request = self.shared.http.request(method.clone(), url.clone());
         if let Some(header) = self.authorization().await? {
             request = request.header(AUTHORIZATION, header);
+        }
+        let withheld = |may: &Arc<dyn Fn() -> bool + Send + Sync>| !method.is_safe() && !may();
+        if self.may_change.as_ref().is_some_and(withheld) {
+            return Err(RequestError::Withheld);
         }
         if let Some(body) = body {
             request = request

@@ -253,6 +253,9 @@ pub enum RequestError {
         /// Why.
         source: std::io::Error,
     },
+    /// It would change something, and whoever asks may not now.
+    #[error("nothing may be changed now: another may be at work")]
+    Withheld,
     /// The token would go where it does not belong.
     #[error("a redirect to {to} was not followed: {reason}")]
     Redirect {

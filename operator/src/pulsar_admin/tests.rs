@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -261,6 +262,25 @@ async fn a_topic_grows_and_never_shrinks() {
     assert!(!has_grown());
     admin.create_topic(&mail(), 8).await.unwrap();
     assert!(has_grown());
+}
+
+#[tokio::test]
+async fn who_may_not_change_anything_now_may_look() {
+    let (broker, address) = Broker::start("127.0.0.1").await;
+    broker.answers(HEALTH, StatusCode::OK, "ok");
+    let may = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&may);
+    let admin = admin(address).guarded(move || asked.load(Ordering::Relaxed));
+    admin.check_health().await.unwrap();
+    let delete = admin.delete_namespace("herald/shop").await.unwrap_err();
+    assert!(
+        matches!(delete.request(), Some(RequestError::Withheld)),
+        "{delete}"
+    );
+    assert_eq!(broker.asked().len(), 1);
+    may.store(true, Ordering::Relaxed);
+    admin.delete_namespace("herald/shop").await.unwrap();
+    assert_eq!(broker.asked().len(), 2);
 }
 
 #[tokio::test]
