@@ -34,7 +34,7 @@ pub const TENANT: &str = "herald";
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// How long anything may take to become what it should be, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const PATIENCE: Duration = Duration::from_mins(4);
 
 /// How often it is looked whether it has.
 pub const LOOK: Duration = Duration::from_millis(200);

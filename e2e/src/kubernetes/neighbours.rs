@@ -44,7 +44,7 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
         });
         kubernetes.apply(&pod.to_string())?;
         let ended = "--for=jsonpath={.status.phase}=Succeeded";
-        let within = ["--namespace", &namespace, "--timeout=90s"];
+        let within = ["--namespace", &namespace, "--timeout=240s"];
         kubernetes.kubectl(&[&["wait", ended, "pod/visitor"], &within[..]].concat())?;
         let said = kubernetes.kubectl(&["logs", "visitor", "--namespace", &namespace])?;
         for expected in [

@@ -44,7 +44,7 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     stage.mails(&team, &id, 3).await?;
 
     let deleted = Instant::now();
-    kubernetes.kubectl(&["delete", "namespace", COUNTED, "--timeout=110s"])?;
+    kubernetes.kubectl(&["delete", "namespace", COUNTED, "--timeout=240s"])?;
     let took = deleted.elapsed();
     let admin = stage.environment.pulsar()?.admin()?;
     let there = admin.topics(&format!("{TENANT}/{COUNTED}")).await?;
@@ -86,7 +86,7 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     // The parts after this one compare all that is declared.
     stage
         .kubernetes()?
-        .kubectl(&["delete", "namespace", OUTSIDE, "--timeout=110s"])?;
+        .kubectl(&["delete", "namespace", OUTSIDE, "--timeout=240s"])?;
     Ok(format!(
         "with two namespaces that count, all is done in one of them by roles that are bound there, {} calls; it was gone in \
          {:.0} s, with its topics; another was left alone until all counted again",

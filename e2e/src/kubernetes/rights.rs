@@ -91,7 +91,7 @@ pub async fn everything(team: &Team<'_>) -> anyhow::Result<()> {
         Ok(now.lines().count() == 1 && now != before)
     })
     .await?;
-    team.kubectl(&["delete", "channel", "mail", "--timeout=110s"])?;
+    team.kubectl(&["delete", "channel", "mail", "--timeout=240s"])?;
     Ok(())
 }
 
@@ -191,7 +191,7 @@ fn abandon(team: &Team<'_>, hooks: &[Value]) -> anyhow::Result<()> {
         "--selector",
         operators,
         "--for=delete",
-        "--timeout=110s",
+        "--timeout=240s",
     ])?;
     kubectl(&["delete", "lease", "herald-operator"])?;
     let before_deletion = hooks
@@ -203,7 +203,7 @@ fn abandon(team: &Team<'_>, hooks: &[Value]) -> anyhow::Result<()> {
         "wait",
         "job/herald-uninstall",
         "--for=condition=Complete",
-        "--timeout=110s",
+        "--timeout=240s",
     ])?;
     ensure!(
         finalizers(team)?.is_null(),

@@ -95,7 +95,7 @@ async fn steps(team: &Team<'_>) -> anyhow::Result<Vec<u64>> {
         if now == 1 && steps.contains(&3) {
             return Ok(steps);
         }
-        ensure!(begin.elapsed() < 3 * PATIENCE, "it had {steps:?} pods");
+        ensure!(begin.elapsed() < 2 * PATIENCE, "it had {steps:?} pods");
         tokio::time::sleep(herald::LOOK).await;
     }
 }
@@ -109,7 +109,7 @@ async fn all_sent(team: &Team<'_>, id: &str) -> anyhow::Result<()> {
                 ensure!(counts["sent"] == LOAD, "of {LOAD}: {counts}");
                 return Ok(());
             }
-            Err(error) => ensure!(begin.elapsed() < 3 * PATIENCE, "{error:#}"),
+            Err(error) => ensure!(begin.elapsed() < 2 * PATIENCE, "{error:#}"),
         }
     }
 }

@@ -23,7 +23,7 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
         },
     });
     kubernetes.apply(&pod.to_string())?;
-    let ready = ["wait", "--for=condition=Ready", "--timeout=90s"];
+    let ready = ["wait", "--for=condition=Ready", "--timeout=240s"];
     kubernetes.kubectl(&[&ready[..], &["pod/bystander"]].concat())?;
     let container = ["get", "pod", "bystander", "--output", CONTAINER];
     let before = kubernetes.kubectl(&container)?;
@@ -36,6 +36,6 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     }
     let after = kubernetes.kubectl(&container)?;
     ensure!(before == after, "a pod felt it: {before} became {after}");
-    kubernetes.kubectl(&["delete", "pod", "bystander", "--timeout=90s"])?;
+    kubernetes.kubectl(&["delete", "pod", "bystander", "--timeout=240s"])?;
     Ok("kubelet, API server and containerd were killed and came back; a pod ran on".to_owned())
 }

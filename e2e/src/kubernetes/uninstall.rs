@@ -48,7 +48,7 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     let left = finalizers(&leaving.get("channel/held")?);
     ensure!(left.is_null(), "a Channel is still held: {left}");
     let begin = Instant::now();
-    kubernetes.kubectl(&["delete", "namespace", LEAVING, "--timeout=120s"])?;
+    kubernetes.kubectl(&["delete", "namespace", LEAVING, "--timeout=240s"])?;
     let left = begin.elapsed();
     let hooks = [
         "get",
