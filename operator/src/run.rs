@@ -421,3 +421,57 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::fixtures::ApiServer;
+
+    fn candidate(server: &ApiServer) -> Candidate {
+        let (name, lasts) = ("one".to_owned(), Duration::from_secs(15));
+        Candidate::new(server.client(), "herald-system", name, lasts)
+    }
+
+    fn holder(server: &ApiServer) -> serde_json::Value {
+        server.get("Lease", "herald-operator").unwrap()["spec"]["holderIdentity"].clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_begun_is_finished_before_the_lease_is_given_back() {
+        let server = ApiServer::default();
+        let candidate = candidate(&server);
+        let term = candidate.term();
+        let (ready, is_ready) = signal::channel(true);
+        let (stop, finished) = (CancellationToken::new(), AtomicBool::new(false));
+        let stops = stop.clone();
+        let work = async |working: CancellationToken| {
+            stops.cancel();
+            working.cancelled().await;
+            // Longer than a Lease counts that nobody renews.
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            assert_eq!(holder(&server), "one");
+            assert!(term.lasts() && !*is_ready.borrow());
+            finished.store(true, Ordering::Relaxed);
+        };
+        lead(candidate, work, &ready, stop).await.unwrap();
+        assert!(finished.load(Ordering::Relaxed));
+        assert!(holder(&server).is_null() && !term.lasts());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_loses_the_lease_stops_at_once() {
+        let server = ApiServer::default();
+        let candidate = candidate(&server);
+        let term = candidate.term();
+        let (ready, _) = signal::channel(true);
+        let work = async |_| {
+            server.refuse("PUT leases/herald-operator", 500);
+            std::future::pending().await
+        };
+        let ended = lead(candidate, work, &ready, CancellationToken::new()).await;
+        assert!(matches!(ended, Err(RunError::KeepLease)), "{ended:?}");
+        assert!(!term.lasts());
+    }
+}
