@@ -3,6 +3,9 @@
 //! Clocks are not compared: another's Lease has run out when we have seen no renewal for as long as it counts. The holder
 //! stops before that, so that at no time two work; one that was suspended, too: before each write it looks at its clock.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::Request;
@@ -27,19 +30,22 @@ pub struct Candidate {
     namespace: String,
     identity: String,
     lasts: Duration,
+    /// Until when we may work; `None`: the Lease is not ours.
     term: watch::Sender<Option<Instant>>,
     /// Another's Lease as it was seen last, and since when it has not changed.
     seen: Option<(Option<String>, Instant)>,
 }
 
 /// For how long whoever holds the Lease may work. Cheap to clone.
+///
+/// It goes by the monotonic clock, which stands still while the whole machine is suspended.
 #[derive(Debug, Clone)]
 pub struct Term(watch::Receiver<Option<Instant>>);
 
-/// Somebody else may work now.
+/// The Lease is not ours, or not any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the Lease has run out: another operator may work")]
-pub struct TermOver;
+struct TermOver;
 
 impl Term {
     /// Whether something may be done now.
@@ -55,18 +61,23 @@ impl Term {
         })
     }
 
-    /// The same client, but it changes nothing any more once this is over.
+    /// The same client, but it changes nothing while this does not last. What was sent already may still arrive.
     pub fn guard(&self, client: Client) -> Client {
         let namespace = client.default_namespace().to_owned();
         let term = self.clone();
         let guarded = tower::service_fn(move |request: Request<Body>| {
             let (client, term) = (client.clone(), term.clone());
             async move {
-                if request.method().is_safe() || term.lasts() {
-                    client.send(request).await
-                } else {
-                    Err(kube::Error::Service(TermOver.into()))
-                }
+                let changes = !request.method().is_safe();
+                let mut sent = pin!(client.send(request));
+                // Whenever it goes on: the client may wait for a connection, or before it tries again.
+                poll_fn(|context| {
+                    if changes && !term.lasts() {
+                        return Poll::Ready(Err(kube::Error::Service(TermOver.into())));
+                    }
+                    sent.as_mut().poll(context)
+                })
+                .await
             }
         });
         Client::new(guarded, namespace)

@@ -54,3 +54,38 @@ async fn metrics_text(State(probes): State<Probes>) -> Response {
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::fixtures::ApiServer;
+    use crate::leader::Candidate;
+
+    async fn leads(router: &Router) -> bool {
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let text = std::str::from_utf8(&text).unwrap();
+        assert!(text.contains("\nherald_operator_leader "), "{text}");
+        text.contains("\nherald_operator_leader 1\n")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leads_says_so_until_the_lease_does_not_count_any_more() {
+        let (client, lasts) = (ApiServer::default().client(), Duration::from_secs(15));
+        let mut one = Candidate::new(client, "herald-system", "one".to_owned(), lasts);
+        let (_ready, is_ready) = watch::channel(true);
+        let router = router(Arc::default(), is_ready, one.term());
+        assert!(!leads(&router).await);
+        one.win().await;
+        assert!(leads(&router).await);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(!leads(&router).await);
+    }
+}

@@ -85,6 +85,7 @@ pub async fn release(
         settings.lease(),
     );
     candidate.win().await;
+    let client = candidate.term().guard(client);
     let never = CancellationToken::new();
     tokio::select! {
         released = release_everywhere(settings, &client) => released,

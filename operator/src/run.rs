@@ -219,7 +219,7 @@ pub async fn run(
     let router = probes::router(Arc::clone(&metrics), is_ready, term);
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
     tracing::info!(identity, "standing by");
-    let work = |working| {
+    let begin = |working| {
         operate(
             settings,
             parts,
@@ -230,15 +230,15 @@ pub async fn run(
             working,
         )
     };
-    let outcome = lead(candidate, work, &ready, stop).await;
+    let outcome = lead(candidate, begin, &ready, stop).await;
     serving.abort();
     outcome
 }
 
-/// Works once the Lease is ours, until `stop` or until it is lost. What `work` gives ends when it is told to.
+/// Works once the Lease is ours, until `stop` or until it is lost. What `begin` begins ends when it is told to.
 async fn lead<F: Future<Output = ()>>(
     mut candidate: Candidate,
-    work: impl FnOnce(CancellationToken) -> F,
+    begin: impl FnOnce(CancellationToken) -> F,
     ready: &signal::Sender<bool>,
     stop: CancellationToken,
 ) -> Result<(), RunError> {
@@ -248,7 +248,7 @@ async fn lead<F: Future<Output = ()>>(
     }
     tracing::info!("this operator works");
     let working = CancellationToken::new();
-    let mut work = Box::pin(work(working.clone()));
+    let mut work = Box::pin(begin(working.clone()));
     let kept = tokio::select! {
         kept = candidate.keep(&stop) => kept,
         // It ends only when it is told to.
@@ -468,7 +468,7 @@ mod tests {
         let (ready, _) = signal::channel(true);
         let work = async |_| {
             server.refuse("PUT leases/herald-operator", 500);
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let ended = lead(candidate, work, &ready, CancellationToken::new()).await;
         assert!(matches!(ended, Err(RunError::KeepLease)), "{ended:?}");

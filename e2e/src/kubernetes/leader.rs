@@ -41,14 +41,10 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
         (second, first)
     };
     ensure!(
-        leads.leads().await == Some(true),
+        leads.answer().await?,
         "{holder:?} holds the Lease and does not lead"
     );
-    let other = stands_by.leads().await;
-    ensure!(
-        other == Some(false),
-        "who does not hold the Lease, asked whether it leads, says {other:?}"
-    );
+    ensure!(!stands_by.answer().await?, "two lead");
     let writes = stands_by.writes().await?;
     ensure!(writes == 0.0, "who stands by has written {writes} times");
 
@@ -71,12 +67,13 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
         next.transitions == holder.transitions + 1,
         "{holder:?} became {next:?}"
     );
+    // At once: the kubelet waits only so long for one that does not answer.
+    kubernetes.signal_container(&leads.pod.container, Signal::CONT)?;
     team.ready("channel/meanwhile").await?;
     ensure!(
         stands_by.writes().await? > 0.0,
         "who leads has made a Channel ready without a write"
     );
-    kubernetes.signal_container(&leads.pod.container, Signal::CONT)?;
     stage
         .running(Who::Operator, std::slice::from_ref(&leads.pod))
         .await?;
@@ -185,6 +182,22 @@ impl Operator {
         leads(&self.probes).await
     }
 
+    /// The same, however long it takes to answer.
+    async fn answer(&self) -> anyhow::Result<bool> {
+        let begin = Instant::now();
+        loop {
+            if let Some(leads) = self.leads().await {
+                return Ok(leads);
+            }
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "{} does not answer",
+                self.pod.name
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// What it has written to Kubernetes, but to the Lease.
     async fn writes(&self) -> anyhow::Result<f64> {
         let metrics = self.probes.metrics().await?;
@@ -204,7 +217,16 @@ async fn leads(probes: &Api) -> Option<bool> {
     Some(metrics.get("herald_operator_leader").copied() == Some(1.0))
 }
 
-/// Looks whether at any time two say that they lead.
+/// What one said last when it was asked whether it leads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Said {
+    No,
+    Yes,
+    /// Yes, and after it another did: if it says so again, both lead. No answer takes back nothing.
+    YesBeforeAnother,
+}
+
+/// Looks whether at any time two lead, by what they say.
 struct Watch {
     ends: Arc<AtomicBool>,
     watching: AbortOnDropHandle<anyhow::Result<usize>>,
@@ -216,19 +238,22 @@ impl Watch {
         let end = Arc::clone(&ends);
         let watching = tokio::spawn(async move {
             let mut asked = 0;
+            let mut said = vec![Said::No; operators.len()];
             while !end.load(Ordering::Relaxed) {
-                let mut leader = None;
                 for (i, operator) in operators.iter().enumerate() {
-                    let answer = leads(operator).await;
-                    asked += usize::from(answer.is_some());
-                    if answer != Some(true) {
+                    let Some(leads) = leads(operator).await else {
+                        continue;
+                    };
+                    asked += 1;
+                    if !leads {
+                        said[i] = Said::No;
                         continue;
                     }
-                    // It may have been handed over between two answers: then the first does not lead any more.
-                    if let Some(first) = leader.replace(i) {
-                        let still = leads(&operators[first]).await;
-                        ensure!(still != Some(true), "two lead");
+                    ensure!(said[i] != Said::YesBeforeAnother, "two lead");
+                    for before in said.iter_mut().filter(|said| **said == Said::Yes) {
+                        *before = Said::YesBeforeAnother;
                     }
+                    said[i] = Said::Yes;
                 }
                 tokio::time::sleep(ASK).await;
             }

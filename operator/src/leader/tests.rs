@@ -1,5 +1,10 @@
 //! Two candidates and one Lease, in an API server that is a map.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::Response;
 use herald_crds::Channel;
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
@@ -119,14 +124,39 @@ async fn who_was_suspended_writes_nothing_when_it_wakes_before_it_looks_at_the_l
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_waits_in_the_client_is_not_sent_once_the_term_is_over() {
+    let server = ApiServer::default();
+    let mut one = candidate(&server, "one");
+    win(&mut one).await;
+    let sent = Arc::<AtomicBool>::default();
+    let sends = Arc::clone(&sent);
+    // As before it tries again what was answered with 503.
+    let waits = tower::service_fn(move |_: Request<Body>| {
+        let sends = Arc::clone(&sends);
+        async move {
+            tokio::time::sleep(Duration::from_secs(12)).await;
+            sends.store(true, Ordering::Relaxed);
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }
+    });
+    let client = one.term().guard(Client::new(waits, "shop"));
+    write(&client).await.unwrap_err();
+    assert!(!sent.load(Ordering::Relaxed));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_term_ends_with_giving_the_lease_back_and_with_losing_it() {
     let server = ApiServer::default();
     let (mut one, mut other) = (candidate(&server, "one"), candidate(&server, "other"));
     let (of_one, of_other) = (one.term(), other.term());
     win(&mut one).await;
     assert!(of_one.lasts());
+    let renewing = format!("PUT leases/{NAME}");
+    server.refuse(&renewing, 500);
     one.release().await;
-    assert!(!of_one.lasts());
+    assert!(!of_one.lasts(), "it ended before the Lease was given back");
+    server.refuse(&renewing, 0);
+    one.release().await;
     win(&mut other).await;
     assert!(of_other.lasts());
     server.change("Lease", NAME, |lease| {

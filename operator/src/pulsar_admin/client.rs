@@ -65,11 +65,14 @@ pub struct Health {
     pub trouble: Option<String>,
 }
 
+/// Whether something may be changed now.
+type MayChange = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Speaks to the admin API of one Pulsar cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct PulsarAdmin {
     shared: Arc<Shared>,
-    may_change: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    may_change: Option<MayChange>,
 }
 
 struct Shared {
@@ -205,6 +208,8 @@ impl PulsarAdmin {
         }
         let trouble = match &outcome {
             Ok(_) => None,
+            // It was not asked.
+            Err(RequestError::Withheld) => return outcome,
             // An answer that says no to this request says nothing against the cluster.
             Err(RequestError::Refused { status, .. })
                 if status.is_client_error() && *status != StatusCode::UNAUTHORIZED =>
@@ -277,7 +282,7 @@ impl PulsarAdmin {
         if let Some(header) = self.authorization().await? {
             request = request.header(AUTHORIZATION, header);
         }
-        let withheld = |may: &Arc<dyn Fn() -> bool + Send + Sync>| !method.is_safe() && !may();
+        let withheld = |may: &MayChange| !method.is_safe() && !may();
         if self.may_change.as_ref().is_some_and(withheld) {
             return Err(RequestError::Withheld);
         }

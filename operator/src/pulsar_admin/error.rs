@@ -204,11 +204,13 @@ impl AdminError {
         }
     }
 
-    /// Whether Pulsar did not answer, or answered that it cannot now, or that another broker would, which cannot be asked:
-    /// nothing is known.
+    /// Whether Pulsar was not asked, did not answer, or answered that it cannot now, or that another broker would, which cannot
+    /// be asked: nothing is known.
     pub fn is_unreachable(&self) -> bool {
         match self.request() {
-            Some(RequestError::Send { .. } | RequestError::Redirect { .. }) => true,
+            Some(
+                RequestError::Send { .. } | RequestError::Redirect { .. } | RequestError::Withheld,
+            ) => true,
             Some(RequestError::Refused { status, .. }) => passes(status.as_u16()),
             _ => false,
         }
