@@ -14,7 +14,7 @@ use crate::server::Api;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A request that is not accepted for so long fails the run.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Deserialize)]
 struct Accepted {

@@ -282,8 +282,10 @@ struct MailLine {
 fn read_mails(file: &Path) -> anyhow::Result<Copies> {
     let name = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    // What comes after the last is being written.
+    let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
     let mut copies = Copies::new();
-    for (number, line) in (1..).zip(text.lines()) {
+    for (number, line) in (1..).zip(whole.lines()) {
         let line: MailLine = serde_json::from_str(line)
             .with_context(|| format!("{name}: line {number} is not a mail"))?;
         copies

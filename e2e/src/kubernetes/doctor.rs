@@ -17,8 +17,11 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
         Ok((is_well && said.contains(alone)).then_some(said))
     })
     .await?;
-    let gateway = examine(stage, "gateway")?;
-    ensure!(gateway.is_well, "the doctor finds: {}", gateway.said);
+    let gateway = until_some("all well in a gateway's pod", async || {
+        let Examined { is_well, said } = examine(stage, "gateway")?;
+        Ok(is_well.then_some(said))
+    })
+    .await?;
 
     let team = stage.desk_team(&desk)?;
     let mut broken = team.template("broken", "broken", &[CHANNEL]);
@@ -43,17 +46,17 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     };
     replace(&json!([]))?;
     let sick = until_some("a missing right", async || {
-        let sick = examine(stage, "gateway")?;
-        Ok((!sick.is_well).then_some(sick.said))
+        let Examined { is_well, said } = examine(stage, "gateway")?;
+        let why = [
+            "may not create tokenreviews.authentication.k8s.io",
+            "nobody may send",
+        ];
+        let is_told = !is_well && why.iter().all(|why| said.contains(why));
+        Ok(is_told.then_some(()))
     })
     .await;
     replace(&serde_json::from_str(&rules)?)?;
-    let sick = sick?;
-    ensure!(
-        sick.contains("may not create tokenreviews.authentication.k8s.io")
-            && sick.contains("nobody may send"),
-        "{sick}"
-    );
+    sick?;
     let allowed = |said: &str| {
         let mut lines = said.lines();
         let line = lines.find(|line| line.contains(" of ") && line.ends_with(" allowed"));
@@ -62,7 +65,7 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
     Ok(format!(
         "in the operator's pod {}, in a gateway's {}, and all is well; a broken template and a right that is missing are named",
         allowed(&operator),
-        allowed(&gateway.said)
+        allowed(&gateway)
     ))
 }
 

@@ -10,7 +10,7 @@ use super::herald::{Team, condition};
 use super::namespace::with_namespace;
 
 /// What is watched is put right long before the minute after which each Channel is looked at anyhow.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_secs(30);
 
 /// What is made for a Channel, and a change that nobody asked for.
 const CHANGES: [(&str, &str); 5] = [

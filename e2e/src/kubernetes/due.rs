@@ -14,7 +14,7 @@ use super::herald::{LOOK, PATIENCE};
 use super::load::Load;
 
 /// So long after it was declared it is due.
-const AHEAD: SignedDuration = SignedDuration::from_secs(12);
+const AHEAD: SignedDuration = SignedDuration::from_secs(30);
 
 /// So long before it is due the first is killed.
 const BEFORE: Duration = Duration::from_millis(1_500);

@@ -12,6 +12,7 @@ use herald_e2e::process;
 use kube::Client;
 use kube::api::GetParams;
 use kube::core::Request;
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::quotas;
@@ -540,6 +541,21 @@ pub async fn until_some<T>(
             return Ok(found);
         }
         ensure!(begin.elapsed() < PATIENCE, "{what}: not in time");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Sends a request, again as long as the answer is to come again later.
+pub async fn asked(request: &RequestBuilder) -> anyhow::Result<Response> {
+    let begin = Instant::now();
+    loop {
+        let request = request.try_clone();
+        let answer = request.context("it can be sent only once")?.send().await?;
+        let status = answer.status();
+        let is_final = !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS;
+        if is_final || begin.elapsed() > PATIENCE {
+            return Ok(answer);
+        }
         tokio::time::sleep(LOOK).await;
     }
 }

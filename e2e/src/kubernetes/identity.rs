@@ -9,13 +9,11 @@ use herald_operator::pulsar_admin::{
 use reqwest::StatusCode;
 
 use super::Stage;
+use super::herald::PATIENCE;
 use super::namespace::with_namespace;
 
 /// Pulsar's namespaces of this part are in it.
 const TENANT: &str = "identity";
-
-/// How long a grant may take to be known everywhere.
-const KNOWN: Duration = Duration::from_secs(10);
 
 /// Runs it.
 pub async fn run(stage: &Stage) -> anyhow::Result<String> {
@@ -65,7 +63,7 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
         let begin = Instant::now();
         while let Err(error) = mail.topics(&topics).await {
             ensure!(
-                begin.elapsed() < KNOWN,
+                begin.elapsed() < PATIENCE,
                 "who was granted it does not get in: {error}"
             );
             tokio::time::sleep(Duration::from_millis(100)).await;

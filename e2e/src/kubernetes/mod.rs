@@ -57,6 +57,7 @@ mod upgrade;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
@@ -65,6 +66,8 @@ use herald_e2e::environment::{self, Cluster, Environment, Kubernetes};
 use herald_e2e::process;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::run::Options;
 use crate::server::Api;
@@ -339,14 +342,10 @@ async fn shared_stage(
     small: bool,
     wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<Vec<&'static str>> {
-    let mut stage = Stage::start(folder, begin, small).await?;
+    let stage = Arc::new(Stage::start(folder, begin, small).await?);
     let parts = PARTS.iter().filter(|part| wanted(part.name));
-    let parts = parts.map(|part| {
-        let stage = &stage;
-        async move { stage.ended(part.name, (part.run)(stage).await) }
-    });
-    let shown = futures::stream::iter(parts).buffer_unordered(AT_A_TIME);
-    let mut failed: Vec<_> = shown.filter_map(std::future::ready).collect().await;
+    let mut failed = at_a_time(&stage, parts).await;
+    let mut stage = Arc::into_inner(stage).context("a part goes on")?;
     for part in UPHEAVALS.iter().filter(|part| wanted(part.name)) {
         let shown = (part.run)(&mut stage).await;
         if shown.is_err() {
@@ -359,6 +358,31 @@ async fn shared_stage(
         failed.extend(stage.ended(LAST.name, shown));
     }
     Ok(failed)
+}
+
+/// Runs parts, some at a time, each in a thread of its own, since `kubectl` blocks. Answers what failed.
+async fn at_a_time(
+    stage: &Arc<Stage>,
+    parts: impl Iterator<Item = &'static Part>,
+) -> Vec<&'static str> {
+    let stop = CancellationToken::new();
+    // If nobody waits for them any more, they end.
+    let _stop = stop.clone().drop_guard();
+    let parts = parts.map(|part| {
+        let (stage, begin, stop) = (Arc::clone(stage), stage.begin, stop.clone());
+        async move {
+            let runtime = Handle::current();
+            let run = move || {
+                let ended = async { stage.ended(part.name, (part.run)(&stage).await) };
+                let ended = runtime.block_on(stop.run_until_cancelled(ended));
+                ended.flatten()
+            };
+            let ran = tokio::task::spawn_blocking(run).await;
+            ran.unwrap_or_else(|panicked| ended(begin, part.name, Err(panicked.into())))
+        }
+    });
+    let shown = futures::stream::iter(parts).buffer_unordered(AT_A_TIME);
+    shown.filter_map(std::future::ready).collect().await
 }
 
 /// One line of what was shown.

@@ -7,6 +7,7 @@ use herald_e2e::environment::kubernetes::image::Image;
 use serde_json::json;
 
 use super::Stage;
+use super::herald::{look, until_some};
 use super::namespace::with_namespace;
 
 /// An image of a shell that can connect.
@@ -32,7 +33,7 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
     };
     image.write(&archive)?;
     kubernetes.import(&archive)?;
-    with_namespace(stage, "neighbours", async |_, namespace| {
+    with_namespace(stage, "neighbours", async |client, namespace| {
         let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -42,6 +43,13 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
                 "containers": [{"name": "bash", "image": IMAGE, "args": ["-c", SCRIPT]}],
             },
         });
+        // No pod is let in before it.
+        until_some("the account of its pods", async || {
+            Ok(look(&client, &namespace, "serviceaccount/default")
+                .await
+                .ok())
+        })
+        .await?;
         kubernetes.apply(&pod.to_string())?;
         let ended = "--for=jsonpath={.status.phase}=Succeeded";
         let within = ["--namespace", &namespace, "--timeout=240s"];

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Stage;
 use super::desk::{self, Who};
-use super::herald::{NAMESPACE, TENANT, chart, release, to_people};
+use super::herald::{NAMESPACE, TENANT, chart, release, to_people, until_some};
 use super::rights::{self, judged};
 
 /// One that counts, besides the desk's.
@@ -108,5 +108,21 @@ async fn upgrade(stage: &Stage, value: Option<&str>) -> anyhow::Result<()> {
     for who in [Who::Operator, Who::Gateway] {
         stage.running(who, &[]).await?;
     }
-    Ok(())
+    // Those that ran without may still be going.
+    let part_of = "--selector=app.kubernetes.io/part-of=herald";
+    let going = "jsonpath={.items[*].metadata.deletionTimestamp}";
+    until_some("the end of the pods before", async || {
+        let listed = [
+            "get",
+            "pods",
+            "--namespace",
+            NAMESPACE,
+            part_of,
+            "--output",
+            going,
+        ];
+        let left = stage.kubernetes()?.kubectl(&listed)?;
+        Ok(left.trim().is_empty().then_some(()))
+    })
+    .await
 }

@@ -57,14 +57,23 @@ async fn share(stage: &Stage, platform: &Team<'_>, team: &Team<'_>) -> anyhow::R
     let named = format!("{}/mail", platform.namespace);
     let mut request = request();
     request["channels"] = json!([named]);
-    let (status, problem) = send(team, &request).await?;
-    let told = problem["detail"].as_str().unwrap_or_default();
-    ensure!(
-        status == StatusCode::FORBIDDEN
+    let begin = Instant::now();
+    loop {
+        let (status, problem) = send(team, &request).await?;
+        let told = problem["detail"].as_str().unwrap_or_default();
+        if status == StatusCode::FORBIDDEN
             && told.contains("use channels.herald.dev")
-            && told.contains(&format!("in namespace {}", platform.namespace)),
-        "a Channel of another namespace, named: {status}: {problem}"
-    );
+            && told.contains(&format!("in namespace {}", platform.namespace))
+        {
+            break;
+        }
+        // Each gateway hears for itself that all may use it.
+        ensure!(
+            !status.is_success() && begin.elapsed() < PATIENCE,
+            "a Channel of another namespace, named: {status}: {problem}"
+        );
+        tokio::time::sleep(herald::LOOK).await;
+    }
 
     mail["spec"]["allowedNamespaces"] = json!({"from": "Same"});
     platform.apply(&[mail.clone()])?;

@@ -4,10 +4,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
+use reqwest::header::CONNECTION;
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::herald::{Team, condition, is, sender, to_people, until_some};
+use super::herald::{Team, asked, condition, is, sender, to_people, until_some};
 use super::namespace::with_namespace;
 use super::samples::{arrived, once};
 use super::table::cell;
@@ -74,8 +75,8 @@ async fn suspended_template(stage: &Stage, team: &Team<'_>) -> anyhow::Result<()
     team.ended(&aside).await?;
     stage.mails(team, &aside, PEOPLE).await?;
     nothing_of(stage, team, &news).await.context(what)?;
-    team.apply(&[template(team, "news", false)])?;
     let resumed = SystemTime::now();
+    team.apply(&[template(team, "news", false)])?;
     all_of(stage, team, &news, resumed).await?;
     current(team, what).await?;
     shown(team, what, "false")
@@ -101,8 +102,8 @@ async fn suspended_channel(stage: &Stage, team: &Team<'_>) -> anyhow::Result<()>
     nothing_of(stage, team, &news)
         .await
         .context("channel/mail")?;
-    team.apply(&[channel(team, false)])?;
     let resumed = SystemTime::now();
+    team.apply(&[channel(team, false)])?;
     all_of(stage, team, &news, resumed).await?;
     let told = current(team, "channel/mail").await?;
     ensure!(
@@ -199,13 +200,15 @@ async fn knows(stage: &Stage, team: &Team<'_>, what: &str) -> anyhow::Result<()>
     let path = format!("/v1/namespaces/{}/{what}", team.namespace);
     let mut told = 0;
     until_some("gateways that know of it", async || {
-        let found: Value = viewer.read(&path, &[]).await?;
+        // Each connection may lead to another of them.
+        let request = viewer.get(&path).header(CONNECTION, "close");
+        let found: Value = asked(&request).await?.json().await?;
         told = if found["spec"]["suspend"] == true {
             told + 1
         } else {
             0
         };
-        Ok((told == 5).then_some(()))
+        Ok((told == 20).then_some(()))
     })
     .await
 }

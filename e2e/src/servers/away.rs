@@ -14,7 +14,7 @@ use super::{Stage, WINDOW};
 use crate::cluster::NAMESPACE;
 
 /// Within so long a direct notification is sent, whatever the database does, on a busy machine.
-const DIRECT: Duration = Duration::from_secs(10);
+const DIRECT: Duration = Duration::from_secs(30);
 
 /// Within so long after something is back all is as before.
 const BACK: Duration = Duration::from_secs(60);

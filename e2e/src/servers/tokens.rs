@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::witness::{gets_ready, says};
 use super::{MAIL, Stage, WINDOW};
+use crate::cluster::Cluster;
 
 /// How long a token is valid.
 const VALID: Duration = Duration::from_secs(8);
@@ -14,23 +15,36 @@ const ROLE: &str = "herald";
 
 pub(super) async fn expire(stage: &mut Stage) -> anyhow::Result<()> {
     let token = stage.cluster.folder.join("token-short");
-    let renew = |stage: &Stage, valid| -> anyhow::Result<()> {
+    let renew = |cluster: &Cluster, valid| -> anyhow::Result<()> {
         Ok(fs::write(
             &token,
-            stage.cluster.environment.pulsar()?.token(ROLE, valid),
+            cluster.environment.pulsar()?.token(ROLE, valid),
         )?)
     };
-    renew(stage, Some(VALID))?;
+    renew(&stage.cluster, Some(VALID))?;
     let mut access = stage.cluster.access().clone();
     access.token.clone_from(&token);
     let mut gateway = stage.cluster.begin_gateway("gateway-short", &access)?;
     let mut pod = stage.cluster.begin_pod("mail-short", MAIL, &access)?;
-    tokio::time::sleep(VALID / 2).await;
-    renew(stage, Some(VALID))?;
-    gets_ready("gateway-short", &gateway.probes).await?;
-    gets_ready("mail-short", &pod.probes).await?;
-    let mut sent = stage.story.send(&gateway.api, "code-mail", 20).await?;
-    // The first is over by then, and the second too.
+    let (cluster, story) = (&stage.cluster, &mut stage.story);
+    let renewing = async {
+        loop {
+            tokio::time::sleep(VALID / 2).await;
+            renew(cluster, Some(VALID))?;
+        }
+    };
+    let serving = async {
+        // The first is over by then.
+        tokio::time::sleep(VALID * 3 / 2).await;
+        gets_ready("gateway-short", &gateway.probes).await?;
+        gets_ready("mail-short", &pod.probes).await?;
+        story.send(&gateway.api, "code-mail", 20).await
+    };
+    let mut sent = tokio::select! {
+        sent = serving => sent?,
+        ended = renewing => return ended,
+    };
+    // Nobody replaces the last.
     says(
         &stage.cluster.log("gateway-short"),
         &["the token expired at", "replace it"],
@@ -42,7 +56,7 @@ pub(super) async fn expire(stage: &mut Stage) -> anyhow::Result<()> {
     )
     .await?;
     super::witness::counts(&gateway.probes, "herald_broker_errors_total").await?;
-    renew(stage, None)?;
+    renew(&stage.cluster, None)?;
     stage.story.allow(WINDOW);
     sent.extend(stage.story.send(&gateway.api, "code-mail", 20).await?);
     let took = stage.story.arrive(&sent, Duration::from_secs(30)).await?;

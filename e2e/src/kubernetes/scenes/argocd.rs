@@ -27,7 +27,7 @@ const SHOP: &str = "shop-notifications";
 const FOLDER: &str = "notifications";
 
 /// How long a change may take to be what Git says, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(3);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// How often all is compared with Git anew.
 const REFRESHES: usize = 10;

@@ -54,7 +54,7 @@ pub async fn play(set: &mut Set) -> anyhow::Result<String> {
     let rights = rights(set)?;
 
     fs::write(set.folder.join("go-on"), "").context("cannot let the shell go on")?;
-    let status = shell.wait(Duration::from_mins(3)).await?;
+    let status = shell.wait(PROMISED).await?;
     ensure!(status.success(), "tidying up: {status}");
     let left = set.kubernetes()?.kubectl(&["get", "namespaces,crds"])?;
     ensure!(
@@ -150,7 +150,7 @@ async fn samples(set: &mut Set) -> anyhow::Result<String> {
     team.apply(&[held])?;
     team.ready("channel/held").await?;
     told_twice(&team, team.template("news", "news", &["held"])).await?;
-    team.kubectl(&["delete", "channel/held", "--timeout=60s"])?;
+    team.kubectl(&["delete", "channel/held", "--timeout=240s"])?;
     Ok(shown)
 }
 
