@@ -3,9 +3,6 @@
 //! Clocks are not compared: another's Lease has run out when we have seen no renewal for as long as it counts. The holder
 //! stops before that, so that at no time two work; one that was suspended, too: before each write it looks at its clock.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::Request;
@@ -20,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::jittered;
+use crate::fence::fenced;
 
 /// What the Lease is called.
 const NAME: &str = "herald-operator";
@@ -62,25 +60,21 @@ impl Term {
     }
 
     /// The same client, but it changes nothing while this does not last. What was sent already may still arrive.
-    pub fn guard(&self, client: Client) -> Client {
+    pub fn fence(&self, client: Client) -> Client {
         let namespace = client.default_namespace().to_owned();
         let term = self.clone();
-        let guarded = tower::service_fn(move |request: Request<Body>| {
+        let fenced_off = tower::service_fn(move |request: Request<Body>| {
             let (client, term) = (client.clone(), term.clone());
             async move {
-                let changes = !request.method().is_safe();
-                let mut sent = pin!(client.send(request));
-                // Whenever it goes on: the client may wait for a connection, or before it tries again.
-                poll_fn(|context| {
-                    if changes && !term.lasts() {
-                        return Poll::Ready(Err(kube::Error::Service(TermOver.into())));
-                    }
-                    sent.as_mut().poll(context)
-                })
-                .await
+                let is_safe = request.method().is_safe();
+                let may = || is_safe || term.lasts();
+                // Also while it waits for a connection, or before it tries again.
+                fenced(client.send(request), may)
+                    .await
+                    .unwrap_or_else(|| Err(kube::Error::Service(TermOver.into())))
             }
         });
-        Client::new(guarded, namespace)
+        Client::new(fenced_off, namespace)
     }
 }
 

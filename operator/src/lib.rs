@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! - [`pulsar_admin`]: Pulsar's tenants, namespaces, topics, policies and grants; knows no Kubernetes.
+//! - `fence`: what goes on only for as long as it may: a write, while the Lease counts.
 //!
 //! The rest needs the feature `kubernetes`, in the order in which it is met:
 //!
@@ -24,6 +25,7 @@ pub mod channel;
 pub mod context;
 #[cfg(feature = "kubernetes")]
 pub mod error;
+mod fence;
 #[cfg(all(test, feature = "kubernetes"))]
 #[allow(
     clippy::unwrap_used,

@@ -85,10 +85,15 @@ pub async fn release(
         settings.lease(),
     );
     candidate.win().await;
-    let client = candidate.term().guard(client);
+    let term = candidate.term();
+    let client = term.fence(client);
     let never = CancellationToken::new();
     tokio::select! {
-        released = release_everywhere(settings, &client) => released,
+        // What failed then failed for this.
+        released = release_everywhere(settings, &client) => match released {
+            Err(_) if !term.lasts() => Err(ReleaseError::KeepLease),
+            released => released,
+        },
         _ = candidate.keep(&never) => Err(ReleaseError::KeepLease),
     }
 }

@@ -179,7 +179,7 @@ fn parts(settings: &Settings, metrics: &Arc<Metrics>, term: &Term) -> Result<Par
             let admin = settings.pulsar_admin().map_err(RunError::Settings)?;
             let admin = PulsarAdmin::new(admin).map_err(RunError::PreparePulsar)?;
             let term = term.clone();
-            Some((admin.guarded(move || term.lasts()), pods))
+            Some((admin.fenced(move || term.lasts()), pods))
         }
     };
     let gateway = settings.gateway_url.as_deref().map(|url| {
@@ -209,7 +209,7 @@ pub async fn run(
         settings.lease(),
     );
     let term = candidate.term();
-    let client = term.guard(client);
+    let client = term.fence(client);
     let parts = parts(settings, &metrics, &term)?;
     let address = settings.probes();
     let listener = TcpListener::bind(address).await;
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_loses_the_lease_stops_at_once() {
+    async fn who_loses_the_lease_stops_before_another_may_begin() {
         let server = ApiServer::default();
         let candidate = candidate(&server);
         let term = candidate.term();
@@ -470,8 +470,11 @@ mod tests {
             server.refuse("PUT leases/herald-operator", 500);
             std::future::pending::<()>().await;
         };
+        let begun = tokio::time::Instant::now();
         let ended = lead(candidate, work, &ready, CancellationToken::new()).await;
         assert!(matches!(ended, Err(RunError::KeepLease)), "{ended:?}");
         assert!(!term.lasts());
+        let lasted = begun.elapsed();
+        assert!(lasted <= Duration::from_secs(10), "{lasted:?}");
     }
 }

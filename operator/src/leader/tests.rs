@@ -101,7 +101,7 @@ async fn who_was_suspended_writes_nothing_when_it_wakes_before_it_looks_at_the_l
     declare(&server);
     let mut one = candidate(&server, "one");
     let term = one.term();
-    let client = term.guard(server.client());
+    let client = term.fence(server.client());
     let refused = write(&client).await.unwrap_err();
     assert!(
         refused.to_string().contains("the Lease has run out"),
@@ -139,7 +139,7 @@ async fn a_write_that_waits_in_the_client_is_not_sent_once_the_term_is_over() {
             Ok::<_, Infallible>(Response::new(Body::empty()))
         }
     });
-    let client = one.term().guard(Client::new(waits, "shop"));
+    let client = one.term().fence(Client::new(waits, "shop"));
     write(&client).await.unwrap_err();
     assert!(!sent.load(Ordering::Relaxed));
 }

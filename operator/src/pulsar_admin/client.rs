@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::error::{AdminError, RequestError};
+use crate::fence::fenced;
 
 /// Most redirects of one request: a broker, the one it names, and some more while a topic moves.
 const REDIRECTS: usize = 5;
@@ -140,9 +141,9 @@ impl PulsarAdmin {
         })
     }
 
-    /// The same, but it changes nothing while `may_change` says no, which is asked before each request.
+    /// The same, but it changes nothing while `may_change` says no. What was sent already may still arrive.
     #[must_use]
-    pub fn guarded(self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn fenced(self, may_change: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         let may_change = Some(Arc::new(may_change) as _);
         Self { may_change, ..self }
     }
@@ -282,16 +283,16 @@ impl PulsarAdmin {
         if let Some(header) = self.authorization().await? {
             request = request.header(AUTHORIZATION, header);
         }
-        let withheld = |may: &MayChange| !method.is_safe() && !may();
-        if self.may_change.as_ref().is_some_and(withheld) {
-            return Err(RequestError::Withheld);
-        }
         if let Some(body) = body {
             request = request
                 .header(reqwest::header::CONTENT_TYPE, "application/json")
                 .body(body);
         }
-        request.send().await.map_err(|error| RequestError::Send {
+        let may = || method.is_safe() || self.may_change.as_ref().is_none_or(|may| may());
+        // Also while it waits for a connection.
+        let answer = fenced(request.send(), may).await;
+        let answer = answer.ok_or(RequestError::Withheld)?;
+        answer.map_err(|error| RequestError::Send {
             url: Box::new(url.clone()),
             reason: describe(&error),
         })

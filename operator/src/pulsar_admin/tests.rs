@@ -270,7 +270,7 @@ async fn who_may_not_change_anything_now_may_look() {
     broker.answers(HEALTH, StatusCode::OK, "ok");
     let may = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&may);
-    let admin = admin(address).guarded(move || asked.load(Ordering::Relaxed));
+    let admin = admin(address).fenced(move || asked.load(Ordering::Relaxed));
     admin.check_health().await.unwrap();
     let delete = admin.delete_namespace("herald/shop").await.unwrap_err();
     assert!(
