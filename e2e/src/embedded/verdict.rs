@@ -12,7 +12,7 @@ use crate::sinks::{Copies, Copy, Events};
 use crate::took::percentiles;
 
 /// What a sink may still have read from its sockets after the sender was killed.
-const BUFFERED: Duration = Duration::from_secs(2);
+const BUFFERED: Duration = Duration::from_millis(250);
 
 /// Everything that is known after a run.
 pub struct Evidence {
@@ -418,7 +418,7 @@ mod tests {
         assert!(is_astride(at(9_000), at(11_000), &kills));
         assert!(is_astride(at(10_100), at(11_000), &kills));
         assert!(!is_astride(at(9_000), at(9_500), &kills));
-        assert!(!is_astride(at(12_500), at(19_000), &kills));
-        assert!(is_astride(at(12_500), at(21_000), &kills));
+        assert!(!is_astride(at(10_500), at(19_000), &kills));
+        assert!(is_astride(at(10_500), at(21_000), &kills));
     }
 }

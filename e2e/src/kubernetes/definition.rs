@@ -33,7 +33,6 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
             definition(found).is_ok_and(|now| now != before)
         });
         let after = definition(&changed.await?)?;
-        let since = SystemTime::now();
         // A gateway may hear of it a moment later than the operator: what it accepts till then has the old words.
         let mut sent = vec![old.clone()];
         until_some("a notification of the new definition", async || {
@@ -44,6 +43,7 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
             Ok((notification["definition"] == *after).then_some(()))
         })
         .await?;
+        let since = SystemTime::now();
 
         let (mut of_old, mut of_new, mut late) = (0, 0, 0);
         for id in &sent {
@@ -61,9 +61,9 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
                 late += usize::from(words == "the old words" && mail.at > since);
             }
         }
-        ensure!(late > 0, "no mail was waiting any more when the words changed");
+        ensure!(late > 0, "no mail was waiting any more when a gateway knew the new words");
         Ok(format!(
-            "of {of_old} mails with the old words {late} went out after the template was changed; {of_new} sent later had the new"
+            "of {of_old} mails with the old words {late} went out after a gateway knew the new ones; {of_new} sent later had the new"
         ))
     })
     .await

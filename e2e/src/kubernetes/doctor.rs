@@ -45,18 +45,20 @@ pub async fn run(stage: &mut Stage) -> anyhow::Result<String> {
         kubernetes.kubectl(&["patch", role, "--type=json", "--patch", &patch])
     };
     replace(&json!([]))?;
-    let sick = until_some("a missing right", async || {
+    let mut last = String::new();
+    let told = until_some("a missing right", async || {
         let Examined { is_well, said } = examine(stage, "gateway")?;
         let why = [
             "may not create tokenreviews.authentication.k8s.io",
             "nobody may send",
         ];
         let is_told = !is_well && why.iter().all(|why| said.contains(why));
+        last = said;
         Ok(is_told.then_some(()))
     })
     .await;
     replace(&serde_json::from_str(&rules)?)?;
-    sick?;
+    told.with_context(|| last)?;
     let allowed = |said: &str| {
         let mut lines = said.lines();
         let line = lines.find(|line| line.contains(" of ") && line.ends_with(" allowed"));

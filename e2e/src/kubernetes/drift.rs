@@ -10,7 +10,7 @@ use super::herald::{Team, condition};
 use super::namespace::with_namespace;
 
 /// What is watched is put right long before the minute after which each Channel is looked at anyhow.
-const AT_ONCE: Duration = Duration::from_secs(30);
+const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// What is made for a Channel, and a change that nobody asked for.
 const CHANGES: [(&str, &str); 5] = [
@@ -46,12 +46,15 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
         team.ready("channel/mail").await?;
         let mut longest = Duration::ZERO;
         for (what, change) in CHANGES {
+            // Nothing else is to wake the operator up.
+            team.ready("channel/mail").await?;
             let before = owned(&team.get(what)?);
             team.kubectl(&["patch", what, "--type", "merge", "--patch", change])?;
             let took = put_right(&team, what, &before).await;
             longest = longest.max(took.with_context(|| format!("{what}: {change}"))?);
         }
         for what in DELETED {
+            team.ready("channel/mail").await?;
             let before = team.get(what)?;
             team.kubectl(&["delete", what, "--wait=false"])?;
             let took = put_right(&team, what, &owned(&before)).await;

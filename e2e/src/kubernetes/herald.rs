@@ -545,15 +545,18 @@ pub async fn until_some<T>(
     }
 }
 
-/// Sends a request, again as long as the answer is to come again later.
+/// Sends a request, again while the answer is that it was not now: 429, or 503.
 pub async fn asked(request: &RequestBuilder) -> anyhow::Result<Response> {
     let begin = Instant::now();
     loop {
         let request = request.try_clone();
         let answer = request.context("it can be sent only once")?.send().await?;
         let status = answer.status();
-        let is_final = !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS;
-        if is_final || begin.elapsed() > PATIENCE {
+        let again = [
+            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::SERVICE_UNAVAILABLE,
+        ];
+        if !again.contains(&status) || begin.elapsed() > PATIENCE {
             return Ok(answer);
         }
         tokio::time::sleep(LOOK).await;

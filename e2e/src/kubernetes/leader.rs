@@ -222,7 +222,7 @@ async fn leads(probes: &Api) -> Option<bool> {
 enum Said {
     No,
     Yes,
-    /// Yes, and after it another did: if it says so again, both lead. No answer takes back nothing.
+    /// Yes, and after it another did: if it says so again without having said no, both lead. No answer is not a no.
     YesBeforeAnother,
 }
 

@@ -373,16 +373,20 @@ async fn at_a_time(
         async move {
             let runtime = Handle::current();
             let run = move || {
-                let ended = async { stage.ended(part.name, (part.run)(&stage).await) };
-                let ended = runtime.block_on(stop.run_until_cancelled(ended));
-                ended.flatten()
+                runtime.block_on(async {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => None,
+                        shown = (part.run)(&stage) => stage.ended(part.name, shown),
+                    }
+                })
             };
-            let ran = tokio::task::spawn_blocking(run).await;
-            ran.unwrap_or_else(|panicked| ended(begin, part.name, Err(panicked.into())))
+            let failed = tokio::task::spawn_blocking(run).await;
+            failed.unwrap_or_else(|panicked| ended(begin, part.name, Err(panicked.into())))
         }
     });
-    let shown = futures::stream::iter(parts).buffer_unordered(AT_A_TIME);
-    shown.filter_map(std::future::ready).collect().await
+    let failed = futures::stream::iter(parts).buffer_unordered(AT_A_TIME);
+    failed.filter_map(std::future::ready).collect().await
 }
 
 /// One line of what was shown.

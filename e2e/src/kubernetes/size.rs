@@ -26,7 +26,7 @@ const CHANNELS: usize = 10;
 const SCHEDULES: usize = 20;
 const ALL: usize = NAMESPACES * (TEMPLATES + GROUPS + CHANNELS + SCHEDULES);
 
-/// Everything has to be ready after so long, where the programs are built for release.
+/// Everything has to be ready after so long, in the full size.
 const READY: Duration = Duration::from_mins(2);
 
 /// What an operator may have in memory.
@@ -38,7 +38,7 @@ const QUIET: Duration = Duration::from_mins(10);
 const QUIET_SMALL: Duration = Duration::from_secs(90);
 
 /// How often it is looked for so long a time in which nothing is written: what began before may end late.
-const QUIET_TIMES: usize = 3;
+const QUIET_TIMES: usize = 2;
 
 /// A change has to be seen after so long, at the best.
 const SEEN: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::witness::{gets_ready, says};
+use super::witness::{gets_ready, length, says_after};
 use super::{MAIL, Stage, WINDOW};
 use crate::cluster::Cluster;
 
@@ -16,10 +16,10 @@ const ROLE: &str = "herald";
 pub(super) async fn expire(stage: &mut Stage) -> anyhow::Result<()> {
     let token = stage.cluster.folder.join("token-short");
     let renew = |cluster: &Cluster, valid| -> anyhow::Result<()> {
-        Ok(fs::write(
-            &token,
-            cluster.environment.pulsar()?.token(ROLE, valid),
-        )?)
+        // As whoever mounts it does: never half of it.
+        let new = token.with_extension("new");
+        fs::write(&new, cluster.environment.pulsar()?.token(ROLE, valid))?;
+        Ok(fs::rename(&new, &token)?)
     };
     renew(&stage.cluster, Some(VALID))?;
     let mut access = stage.cluster.access().clone();
@@ -45,16 +45,9 @@ pub(super) async fn expire(stage: &mut Stage) -> anyhow::Result<()> {
         ended = renewing => return ended,
     };
     // Nobody replaces the last.
-    says(
-        &stage.cluster.log("gateway-short"),
-        &["the token expired at", "replace it"],
-    )
-    .await?;
-    says(
-        &stage.cluster.log("mail-short"),
-        &["the token expired at", "replace it"],
-    )
-    .await?;
+    for log in ["gateway-short", "mail-short"].map(|name| stage.cluster.log(name)) {
+        says_after(&log, length(&log), &["the token expired at", "replace it"]).await?;
+    }
     super::witness::counts(&gateway.probes, "herald_broker_errors_total").await?;
     renew(&stage.cluster, None)?;
     stage.story.allow(WINDOW);

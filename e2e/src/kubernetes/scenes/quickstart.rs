@@ -54,7 +54,7 @@ pub async fn play(set: &mut Set) -> anyhow::Result<String> {
     let rights = rights(set)?;
 
     fs::write(set.folder.join("go-on"), "").context("cannot let the shell go on")?;
-    let status = shell.wait(PROMISED).await?;
+    let status = shell.wait(Duration::from_mins(5)).await?;
     ensure!(status.success(), "tidying up: {status}");
     let left = set.kubernetes()?.kubectl(&["get", "namespaces,crds"])?;
     ensure!(
