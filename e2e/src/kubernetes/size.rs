@@ -111,6 +111,7 @@ async fn grow(stage: &Stage, operators: &[Operator], raw: Duration) -> anyhow::R
     let mut looked = 1;
     while let Err(error) = nothing_is_written(stage, operators, quiet).await {
         ensure!(looked < QUIET_TIMES, "{looked} times: {error:#}");
+        stage.say(&format!("size: once more, since {error:#}"));
         looked += 1;
     }
 
