@@ -43,7 +43,6 @@ pub async fn run(stage: &Stage) -> anyhow::Result<String> {
     with_namespace(stage, "drift", async |_, namespace| {
         let team = stage.team(&namespace)?;
         team.apply(&[team.mail("mail")])?;
-        team.ready("channel/mail").await?;
         let mut longest = Duration::ZERO;
         for (what, change) in CHANGES {
             // Nothing else is to wake the operator up.

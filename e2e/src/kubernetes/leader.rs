@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Stage;
 use super::desk::{Pod, Who};
-use super::herald::{LOOK, NAMESPACE, PATIENCE};
+use super::herald::{LOOK, NAMESPACE, PATIENCE, until_some};
 use super::load::Load;
 use crate::server::Api;
 
@@ -184,18 +184,8 @@ impl Operator {
 
     /// The same, however long it takes to answer.
     async fn answer(&self) -> anyhow::Result<bool> {
-        let begin = Instant::now();
-        loop {
-            if let Some(leads) = self.leads().await {
-                return Ok(leads);
-            }
-            ensure!(
-                begin.elapsed() < PATIENCE,
-                "{} does not answer",
-                self.pod.name
-            );
-            tokio::time::sleep(LOOK).await;
-        }
+        let what = format!("an answer of {}", self.pod.name);
+        until_some(&what, async || Ok(self.leads().await)).await
     }
 
     /// What it has written to Kubernetes, but to the Lease.

@@ -12,7 +12,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::Client;
 use kube::api::PostParams;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::Stage;
@@ -57,9 +57,6 @@ fn to_address(template: &str) -> Value {
     json!({"template": template, "recipients": [{"address": {"email": "one@senders.example"}}]})
 }
 
-/// One that was good until its account was deleted.
-const GONE: &str = "a token of somebody who is gone";
-
 /// What is not a token for Herald is refused, and it is said why.
 async fn tokens(stage: &Stage, team: &Team<'_>) -> anyhow::Result<()> {
     let kubernetes = stage.kubernetes()?;
@@ -80,37 +77,41 @@ async fn tokens(stage: &Stage, team: &Team<'_>) -> anyhow::Result<()> {
         let claims = BASE64.encode(claims.to_string());
         format!("{header}.{claims}.{signature}")
     };
+    let path = team.path("notifications");
+    let request = |token: &str| {
+        let api = stage.gateways.with_key(token);
+        api.post(&path).json(&to_address("news"))
+    };
     for (what, token, said) in [
         ("a token for another audience", other, "pulsar"),
         ("an expired token", with(&expired), "expired"),
         ("a token whose time was stretched", with(&stretched), ""),
-        (GONE, gone, ""),
         ("a word", "password".to_owned(), "kubectl create token"),
     ] {
-        let api = stage.gateways.with_key(&token);
-        let path = team.path("notifications");
-        let request = api.post(&path).json(&to_address("news"));
-        let mut answer = asked(&request).await?;
-        // An account that could not be asked about has its token's word, for a moment.
-        if what == GONE {
-            answer = until_some(what, async || {
-                let answer = asked(&request).await?;
-                Ok((answer.status() == StatusCode::UNAUTHORIZED).then_some(answer))
-            })
-            .await?;
-        }
-        let challenge = answer.headers().contains_key("WWW-Authenticate");
-        let (status, problem) = problem(answer).await?;
-        ensure!(
-            status == StatusCode::UNAUTHORIZED && challenge && of(&problem, "unauthenticated"),
-            "{what}: {status}: {problem}"
-        );
-        let detail = problem["detail"].as_str().unwrap_or_default();
-        ensure!(
-            detail.contains(said),
-            "{what}: {detail:?} does not say {said:?}"
-        );
+        refused(what, asked(&request(&token)).await?, said).await?;
     }
+    // An account that could not be asked about has its token's word, for a moment.
+    let what = "a token of somebody who is gone";
+    let answer = until_some(what, async || {
+        let answer = asked(&request(&gone)).await?;
+        Ok((answer.status() == StatusCode::UNAUTHORIZED).then_some(answer))
+    });
+    refused(what, answer.await?, "").await
+}
+
+/// Checks that an answer refuses a token, with a challenge, and says this.
+async fn refused(what: &str, answer: Response, said: &str) -> anyhow::Result<()> {
+    let challenge = answer.headers().contains_key("WWW-Authenticate");
+    let (status, problem) = problem(answer).await?;
+    ensure!(
+        status == StatusCode::UNAUTHORIZED && challenge && of(&problem, "unauthenticated"),
+        "{what}: {status}: {problem}"
+    );
+    let detail = detail(&problem);
+    ensure!(
+        detail.contains(said),
+        "{what}: {detail:?} does not say {said:?}"
+    );
     Ok(())
 }
 
@@ -471,7 +472,7 @@ async fn lacks(team: &Team<'_>, api: &Api, request: &Value, right: &str) -> anyh
 }
 
 /// A problem document.
-async fn problem(answer: reqwest::Response) -> anyhow::Result<(StatusCode, Value)> {
+async fn problem(answer: Response) -> anyhow::Result<(StatusCode, Value)> {
     let status = answer.status();
     let kind = answer.headers().get("Content-Type").cloned();
     ensure!(

@@ -102,19 +102,22 @@ fn mail() -> TopicName {
 const HEALTH: &str = "GET /admin/v2/brokers/health";
 const BROKERS: &str = "GET /admin/v2/brokers";
 
-#[tokio::test]
-async fn a_redirect_to_another_broker_of_the_cluster_keeps_the_token() {
+const FIRST: &str = r#"["127.0.0.1:8080"]"#;
+const BOTH: &str = r#"["127.0.0.1:8080", "127.0.0.2:8080"]"#;
+
+/// Two brokers, and who asks the first: that one knows of those that are `listed`, and sends on to the second.
+async fn two(listed: &str) -> (Broker, Broker, PulsarAdmin) {
     let (first, address) = Broker::start("127.0.0.1").await;
     let (second, other) = Broker::start("127.0.0.2").await;
-    first.answers(
-        BROKERS,
-        StatusCode::OK,
-        r#"["127.0.0.1:8080", "127.0.0.2:8080"]"#,
-    );
+    first.answers(BROKERS, StatusCode::OK, listed);
     first.redirects(HEALTH, &format!("http://{other}/admin/v2/brokers/health"));
     second.answers(HEALTH, StatusCode::OK, "ok");
+    (first, second, admin(address))
+}
 
-    let admin = admin(address);
+#[tokio::test]
+async fn a_redirect_to_another_broker_of_the_cluster_keeps_the_token() {
+    let (first, second, admin) = two(BOTH).await;
     admin.check_health().await.unwrap();
     let asked = second.asked();
     assert_eq!(
@@ -135,13 +138,7 @@ async fn a_redirect_to_another_broker_of_the_cluster_keeps_the_token() {
 
 #[tokio::test]
 async fn a_redirect_out_of_the_cluster_is_not_followed() {
-    let (first, address) = Broker::start("127.0.0.1").await;
-    let (second, other) = Broker::start("127.0.0.2").await;
-    first.answers(BROKERS, StatusCode::OK, r#"["127.0.0.1:8080"]"#);
-    first.redirects(HEALTH, &format!("http://{other}/admin/v2/brokers/health"));
-    second.answers(HEALTH, StatusCode::OK, "ok");
-
-    let admin = admin(address);
+    let (_first, second, admin) = two(FIRST).await;
     let error = admin.check_health().await.unwrap_err();
     assert!(error.to_string().contains("no broker of the cluster"));
     assert!(second.asked().is_empty());
@@ -149,17 +146,11 @@ async fn a_redirect_out_of_the_cluster_is_not_followed() {
 
 #[tokio::test]
 async fn a_broker_that_has_come_since_is_found() {
-    let (first, address) = Broker::start("127.0.0.1").await;
-    let (second, other) = Broker::start("127.0.0.2").await;
-    first.answers(BROKERS, StatusCode::OK, r#"["127.0.0.1:8080"]"#);
-    first.redirects(HEALTH, &format!("http://{other}/admin/v2/brokers/health"));
-    second.answers(HEALTH, StatusCode::OK, "ok");
-    let admin = admin(address);
+    let (first, _second, admin) = two(FIRST).await;
     let error = admin.check_health().await.unwrap_err();
     assert!(error.is_unreachable(), "how it is, the other would know");
 
-    let both = r#"["127.0.0.1:8080", "127.0.0.2:8080"]"#;
-    first.answers(BROKERS, StatusCode::OK, both);
+    first.answers(BROKERS, StatusCode::OK, BOTH);
     admin.check_health().await.unwrap_err();
     let asked = first.asked();
     let listed = asked.iter().filter(|(what, _)| what == BROKERS).count();
