@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+/// Lines of a log that are shown when what wrote it failed.
+const LAST_LINES: usize = 15;
+
 /// A program in a process group of its own, which is killed when this is dropped: on success, failure, panic and Ctrl-C.
 #[derive(Debug)]
 pub struct Running {
@@ -122,6 +125,14 @@ fn append(log: &Path) -> anyhow::Result<std::fs::File> {
         .append(true)
         .open(log)
         .with_context(|| format!("cannot write {}", log.display()))
+}
+
+/// The end of what is in a log, for where the log itself goes with what failed.
+pub fn last_lines(log: &Path) -> String {
+    let log = std::fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 /// A port of this machine that is free now.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::group::Kept;
 use super::place::Place;
 use super::progress;
-use crate::process;
+use crate::process::{self, last_lines};
 
 /// How long it may take until it answers.
 const START: Duration = Duration::from_secs(60);
@@ -250,8 +250,8 @@ impl Server {
                 return Ok(());
             }
             if !self.kept.is_alive() || begin.elapsed() > START {
-                let log = self.kept.log.display();
-                bail!("PostgreSQL did not start; {log} says why");
+                let log = last_lines(&self.kept.log);
+                bail!("PostgreSQL did not start:\n{log}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::group::Kept;
 use super::place::Place;
 use super::{Options, progress, token};
-use crate::process;
+use crate::process::{self, last_lines};
 
 /// How long it may take until it answers, on a busy machine.
 const START: Duration = Duration::from_secs(240);
@@ -233,8 +233,8 @@ impl Pulsar {
                 && (!self.is_alive() || begin.elapsed() > START)
             {
                 bail!(
-                    "Pulsar did not start ({error}); {} says why",
-                    server.kept.log.display()
+                    "Pulsar did not start ({error}):\n{}",
+                    last_lines(&server.kept.log)
                 );
             }
             if begin.elapsed() > START {

@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use herald_e2e::process::last_lines;
+
 /// How long Herald may take to be ready.
 const START: Duration = Duration::from_secs(30);
 
@@ -19,9 +21,6 @@ const STOP: Duration = Duration::from_secs(15);
 
 /// How often it is asked whether it is ready.
 const ASK: Duration = Duration::from_millis(20);
-
-/// Lines of the log that are shown when it ends by itself.
-const LAST_LINES: usize = 15;
 
 /// How Herald is started.
 #[derive(Debug)]
@@ -105,7 +104,7 @@ impl Herald {
             if let Some(status) = self.child.try_wait()? {
                 bail!(
                     "Herald ended ({status}) while it started:\n{}",
-                    self.last_lines()
+                    last_lines(&self.log)
                 );
             }
             let asked = http.get(&url).timeout(Duration::from_secs(1)).send().await;
@@ -115,7 +114,7 @@ impl Herald {
             ensure!(
                 begun.elapsed() < START,
                 "Herald was not ready after {START:?}:\n{}",
-                self.last_lines()
+                last_lines(&self.log)
             );
             sleep(ASK).await;
         }
@@ -124,7 +123,7 @@ impl Herald {
     /// Waits for its end.
     pub async fn ended(&mut self) -> anyhow::Error {
         match self.child.wait().await {
-            Ok(status) => anyhow::anyhow!("Herald ended ({status}):\n{}", self.last_lines()),
+            Ok(status) => anyhow::anyhow!("Herald ended ({status}):\n{}", last_lines(&self.log)),
             Err(error) => anyhow::Error::new(error).context("cannot wait for Herald"),
         }
     }
@@ -140,23 +139,16 @@ impl Herald {
             self.child.kill().await.context("cannot kill Herald")?;
             bail!(
                 "Herald had not shut down after {STOP:?} and was killed:\n{}",
-                self.last_lines()
+                last_lines(&self.log)
             );
         };
         let status: ExitStatus = status?;
         ensure!(
             status.success(),
             "Herald ended with {status}:\n{}",
-            self.last_lines()
+            last_lines(&self.log)
         );
         Ok(())
-    }
-
-    fn last_lines(&self) -> String {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 }
 

@@ -39,6 +39,9 @@ pub use servers::Server;
 /// How long each step of the start may take, on a busy machine.
 const START: Duration = Duration::from_mins(3);
 
+/// Where it keeps everything, within the environment's folder.
+const FOLDER: &str = "kubernetes";
+
 /// The namespace of the Services that lead to what runs beside the cluster.
 pub const NEIGHBOURS: &str = "neighbours";
 
@@ -86,12 +89,29 @@ impl Kubernetes {
             .context("the cluster's programs are not where scripts/need puts them")?;
         progress("Kubernetes: starting, which takes some seconds");
         let begin = Instant::now();
-        let own = folder.join("kubernetes");
+        let kubernetes = match Self::try_start(folder, &programs, guarded).await {
+            Ok(kubernetes) => kubernetes,
+            // On a machine that does much else, one of its eight servers may give up on another.
+            Err(error) => {
+                progress(&format!("Kubernetes: {error:#}; once more"));
+                fs::remove_dir_all(folder.join(FOLDER)).context("cannot remove what is left")?;
+                Self::try_start(folder, &programs, guarded).await?
+            }
+        };
+        progress(&format!(
+            "{}, after {:.0?}",
+            kubernetes.describe(),
+            begin.elapsed()
+        ));
+        Ok(kubernetes)
+    }
+
+    async fn try_start(folder: &Path, programs: &Path, guarded: bool) -> anyhow::Result<Self> {
         let log = folder.join("node.log");
-        let node = Node::start(&own, &programs, log, guarded).await?;
+        let node = Node::start(&folder.join(FOLDER), programs, log, guarded).await?;
         let mut kubernetes = Self {
             kubeconfig: folder.join("kubeconfig"),
-            programs,
+            programs: programs.to_owned(),
             node,
             servers: BTreeMap::new(),
             forwards: BTreeMap::new(),
@@ -100,11 +120,6 @@ impl Kubernetes {
             kubernetes.kill();
             return Err(error);
         }
-        progress(&format!(
-            "{}, after {:.0?}",
-            kubernetes.describe(),
-            begin.elapsed()
-        ));
         Ok(kubernetes)
     }
 
@@ -134,22 +149,41 @@ impl Kubernetes {
         let api = self.reach(&format!("{ADDRESS}:6443"))?;
         authority.kubeconfig("admin", &format!("https://{api}"), &self.kubeconfig)?;
         self.until_ready(Server::ApiServer).await?;
-        // The controllers give up where they find no API server.
+        self.until_ready(Server::Containerd).await?;
+        // The controllers give up where they find no API server, the kubelet where nothing runs containers.
         for server in Server::ALL {
             if !self.servers.contains_key(&server) {
                 self.launch(server)?;
             }
         }
-        self.until_ready(Server::Containerd).await?;
         self.import(&pause)?;
         self.apply(include_str!("../../../cluster/config/names.yaml"))?;
         self.until_ready(Server::Names).await?;
-        let timeout = format!("--timeout={}s", START.as_secs());
-        for what in ["node/node1", "serviceaccount/default"] {
-            self.kubectl(&["wait", "--for=create", what, &timeout])?;
+        self.until("create", "node/node1").await?;
+        self.until("create", "serviceaccount/default").await?;
+        self.until("condition=Ready", "node/node1").await
+    }
+
+    /// Waits for an object as `kubectl wait` does, as long as its servers are there.
+    async fn until(&mut self, condition: &str, what: &str) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        let condition = format!("--for={condition}");
+        while let Err(error) = self.kubectl(&["wait", &condition, what, "--timeout=5s"]) {
+            if begin.elapsed() > START {
+                return Err(error.context(self.last_words()));
+            }
+            for server in Server::ALL {
+                self.check(server, begin).await?;
+            }
         }
-        self.kubectl(&["wait", "--for=condition=Ready", "node/node1", &timeout])?;
         Ok(())
+    }
+
+    /// The end of what each of its servers said.
+    fn last_words(&self) -> String {
+        let servers = self.servers.iter();
+        let said: Vec<_> = servers.map(|(&server, kept)| said(server, kept)).collect();
+        said.join("\n")
     }
 
     /// What reaches it from this machine: a file for `KUBECONFIG`.
@@ -328,7 +362,7 @@ impl Kubernetes {
         let begin = Instant::now();
         let Some((scheme, address, path)) = server.probe() else {
             while server == Server::Containerd && run(self.ctr().arg("version"), None).is_err() {
-                self.check(server, begin)?;
+                self.check(server, begin).await?;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             return Ok(());
@@ -347,7 +381,7 @@ impl Kubernetes {
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return Ok(());
             }
-            self.check(server, begin)?;
+            self.check(server, begin).await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -405,17 +439,31 @@ impl Kubernetes {
     }
 
     /// An error once a server ended, or was not ready in time.
-    fn check(&self, server: Server, begin: Instant) -> anyhow::Result<()> {
+    ///
+    /// The kubelet ends where it finds something in flux, a control group say, and counts on who starts it again.
+    async fn check(&mut self, server: Server, begin: Instant) -> anyhow::Result<()> {
         let kept = self.servers.get(&server).context("it was not started")?;
-        if !kept.is_alive() || begin.elapsed() > START {
-            bail!(
-                "{} did not start; {} says why",
-                server.name(),
-                kept.log.display()
-            );
+        let in_time = begin.elapsed() <= START;
+        if in_time && kept.is_alive() {
+            return Ok(());
         }
-        Ok(())
+        if in_time && server == Server::Kubelet {
+            progress(&format!("{}\nit is started again", said(server, kept)));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            return self.launch(server);
+        }
+        bail!("{} did not start: {}", server.name(), said(server, kept));
     }
+}
+
+/// The end of what a server said: its log goes with the cluster.
+fn said(server: Server, kept: &Kept) -> String {
+    let ended = if kept.is_alive() { "" } else { " has ended" };
+    let lines = process::last_lines(&kept.log);
+    format!(
+        "{}{ended}; the end of what it said:\n{lines}",
+        server.name()
+    )
 }
 
 /// What a command prints, given this to read. An error with what it says if it fails.

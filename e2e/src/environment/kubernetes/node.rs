@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::group::{Kept, children};
 use super::super::place::Place;
+use crate::process::last_lines;
 
 /// The node's own address; servers listen here.
 pub const ADDRESS: &str = "10.88.0.1";
@@ -88,8 +89,8 @@ impl Node {
             if !leader.is_alive() || begin.elapsed() > START {
                 leader.kill();
                 bail!(
-                    "this machine allows none within it; {} says why",
-                    leader.log.display()
+                    "this machine allows none within it:\n{}",
+                    last_lines(&leader.log)
                 );
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
