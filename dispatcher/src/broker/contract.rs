@@ -69,7 +69,7 @@ macro_rules! broker_contract {
 }
 
 /// Long enough for any broker that works.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Long enough for a message that comes although it should not.
 const A_WHILE: Duration = Duration::from_millis(150);
@@ -252,19 +252,34 @@ pub async fn an_acknowledger_without_its_consumer_has_no_effect(subject: &dyn Su
 pub async fn nothing_comes_before_it_is_due(subject: &dyn Subject) {
     let broker = subject.open().await;
     let mut consumer = consume(&*broker, &relay(), Sharing::KeyShared, 100).await;
-    let start = Timestamp::now();
-    let due = |milliseconds: i64| start + Duration::from_millis(milliseconds as u64);
-    for (text, delay) in [("late", 600), ("early", 300), ("later", 900)] {
-        let outgoing = Outgoing {
-            deliver_at: Some(due(delay)),
-            ..message(text)
-        };
-        soon(broker.publish(&relay(), vec![outgoing])).await;
-    }
-    for (expected, delay) in [("early", 300), ("late", 600), ("later", 900)] {
-        let message = soon(consumer.receive()).await;
-        assert!(Timestamp::now() >= due(delay), "{expected} came too early");
-        assert_eq!(text(&message), expected);
+    loop {
+        let start = Timestamp::now();
+        let due = |milliseconds: u64| start + Duration::from_millis(milliseconds);
+        for (text, delay) in [("late", 600), ("early", 300), ("later", 900)] {
+            let outgoing = Outgoing {
+                deliver_at: Some(due(delay)),
+                ..message(text)
+            };
+            soon(broker.publish(&relay(), vec![outgoing])).await;
+        }
+        let all_waited = Timestamp::now() < due(300);
+        let mut order = Vec::new();
+        for _ in 0..3 {
+            let message = soon(consumer.receive()).await;
+            let delay = match text(&message).as_str() {
+                "early" => 300,
+                "late" => 600,
+                _ => 900,
+            };
+            let text = text(&message);
+            assert!(Timestamp::now() >= due(delay), "{text} came too early");
+            order.push(text);
+        }
+        // On a machine that was held up the first may be due before the last is there: once more.
+        if all_waited {
+            assert_eq!(order, ["early", "late", "later"]);
+            return;
+        }
     }
 }
 
@@ -561,6 +576,8 @@ pub async fn nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share(
     }
     let settled = Arc::new(Mutex::new(BTreeSet::new()));
     let repeats = subject.repeats();
+    // Where a connection lies between, the first message takes its time.
+    let patience = if repeats { A_WHILE } else { A_WHILE / 10 };
     let consumers: Vec<_> = (0..4usize)
         .map(|number| {
             let (broker, settled) = (Arc::clone(&broker), Arc::clone(&settled));
@@ -571,7 +588,7 @@ pub async fn nothing_is_lost_or_comes_after_its_acknowledgement_when_many_share(
                     let mut consumer = consume(&*broker, &requests(), Sharing::KeyShared, 7).await;
                     let acknowledger = consumer.acknowledger();
                     for round in 0..(20 + 3 * number) {
-                        let received = tokio::time::timeout(A_WHILE / 10, consumer.receive()).await;
+                        let received = tokio::time::timeout(patience, consumer.receive()).await;
                         let Ok(received) = received else { break };
                         if received.is_err() && repeats {
                             break;

@@ -123,7 +123,7 @@ fn timing() -> Timing {
         relays: [milliseconds(20), milliseconds(40)],
         returns: [milliseconds(60), milliseconds(60)],
         tick: milliseconds(50),
-        overdue: milliseconds(1500),
+        overdue: milliseconds(4000),
         sweep: milliseconds(300),
         breaker: milliseconds(50),
         drain: Duration::from_secs(5),
@@ -467,7 +467,7 @@ async fn members_are_those_of_the_moment_of_release() {
     let stages = Stages::begin(MAIL, sent).await;
     stages.people(["early", "late"].map(str::to_owned)).await;
     stages.join(&["early"]).await;
-    let at = Timestamp::now() + Duration::from_millis(900);
+    let at = Timestamp::now() + Duration::from_secs(4);
     let request = json!({"template": "order", "recipients": [{"group": "everybody"}], "parameters": {"n": 1},
         "sendAt": at.to_string()});
     let later = stages.send(request).await;
@@ -531,7 +531,7 @@ async fn what_is_already_out_is_called_back_from_the_pod_and_prioritized_in_it()
 async fn what_is_too_late_expires_whatever_is_suspended_and_is_not_sent() {
     let suspended = format!("{MAIL}  suspend: true\n");
     let stages = Stages::begin(&suspended, sent).await;
-    let expires_at = (Timestamp::now() + Duration::from_millis(300)).to_string();
+    let expires_at = (Timestamp::now() + Duration::from_secs(3)).to_string();
     let request = json!({"template": "order", "recipients": to("a@b.example"), "parameters": {"n": 1},
         "expiresAt": expires_at});
     let id = stages.send(request).await;
@@ -555,7 +555,7 @@ async fn the_sweep_finds_what_was_lost_and_sends_it_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_slow_channel_holds_is_not_overdue() {
     // Slower than what is overdue in these tests.
-    let slow = format!("{MAIL}  rateLimit: {{count: 1, perSeconds: 3}}\n");
+    let slow = format!("{MAIL}  rateLimit: {{count: 1, perSeconds: 6}}\n");
     let stages = Stages::begin(&slow, sent).await;
     for n in 1..=2 {
         let to = to(&format!("a{n}@b.example"));

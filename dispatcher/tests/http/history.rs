@@ -107,7 +107,7 @@ async fn one_namespaces_streams_leave_places_to_others_and_a_closed_one_to_its_o
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), again)
+    tokio::time::timeout(Duration::from_secs(60), again)
         .await
         .unwrap();
 }
@@ -285,7 +285,7 @@ impl Stream {
                 self.text.push_str(str::from_utf8(&bytes).unwrap());
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), read)
+        tokio::time::timeout(Duration::from_secs(60), read)
             .await
             .unwrap()
     }

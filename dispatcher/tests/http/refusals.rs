@@ -1,6 +1,7 @@
 //! Bad input: clear, located, and nothing accepted.
 
 use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 use herald_dispatcher::accept::{Quotas, Rate};
 use reqwest::{Method, StatusCode};
@@ -283,6 +284,23 @@ async fn too_much_metadata_and_keys_that_are_none_are_refused() {
     answer.problem(422, "invalid-request");
 }
 
+/// What is answered less than a second after one was accepted.
+async fn within_a_second_of_one(
+    server: &Server,
+    body: &Value,
+    ask: impl AsyncFn() -> Answer,
+) -> Answer {
+    loop {
+        let begin = Instant::now();
+        let is_accepted = server.send(body).await.status == StatusCode::ACCEPTED;
+        let answer = ask().await;
+        if is_accepted && begin.elapsed() < Duration::from_secs(1) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sends_too_fast_is_told_when_to_come_back() {
     let server = Server::with(Setup {
@@ -294,8 +312,7 @@ async fn who_sends_too_fast_is_told_when_to_come_back() {
     })
     .await;
     let body = order(&json!([{"group": "board"}]));
-    server.send(&body).await.expect(StatusCode::ACCEPTED);
-    let answer = server.send(&body).await;
+    let answer = within_a_second_of_one(&server, &body, async || server.send(&body).await).await;
     answer.problem(429, "rate-limited");
     assert_eq!(answer.header("ratelimit-limit"), Some("1"));
     assert_eq!(answer.header("ratelimit-remaining"), Some("0"));
@@ -314,10 +331,12 @@ async fn all_senders_of_a_namespace_share_its_quota() {
     .await;
     server.key("another", &["notifications:create"]).await;
     let body = order(&json!([{"group": "board"}]));
-    server.send(&body).await.expect(StatusCode::ACCEPTED);
     let path = "/v1/namespaces/shop/notifications";
-    let by_another = server.bare(Method::POST, path).bearer_auth("another");
-    let answer = Answer::of(by_another.json(&body)).await;
+    let by_another = async || {
+        let request = server.bare(Method::POST, path).bearer_auth("another");
+        Answer::of(request.json(&body)).await
+    };
+    let answer = within_a_second_of_one(&server, &body, by_another).await;
     answer.problem(429, "rate-limited");
     assert_eq!(answer.header("retry-after"), Some("1"));
     let detail = answer.body["detail"].as_str().unwrap();

@@ -157,6 +157,14 @@ impl Drop for Server {
     }
 }
 
+/// A receipt has time, also on a machine that is held up.
+fn timing() -> Timing {
+    Timing {
+        receipt: Duration::from_secs(60),
+        ..Timing::default()
+    }
+}
+
 impl Server {
     pub async fn start() -> Self {
         Self::with(Setup::default()).await
@@ -207,7 +215,7 @@ impl Server {
                 provider::build(declared, &context)
             }),
             metrics: Arc::clone(&metrics),
-            timing: Timing::default(),
+            timing: timing(),
             window: pipeline::WINDOW,
             guards: Guards::default(),
         };
@@ -244,7 +252,7 @@ impl Server {
             store: Arc::clone(store) as _,
             load: Arc::clone(&loads) as _,
             metrics: Arc::clone(metrics),
-            timing: Timing::default(),
+            timing: timing(),
             quotas: setup.quotas,
         }));
         let (outcomes, _) = tokio::sync::broadcast::channel(16);

@@ -254,7 +254,7 @@ mod tests {
         assert!(!group.is_alive());
         let begin = Instant::now();
         while began(inner).is_some() {
-            assert!(begin.elapsed() < Duration::from_secs(5));
+            assert!(begin.elapsed() < Duration::from_secs(60));
             std::thread::yield_now();
         }
     }
@@ -272,7 +272,7 @@ mod tests {
         parent.wait().unwrap();
         let begin = Instant::now();
         while group.is_alive() {
-            assert!(begin.elapsed() < Duration::from_secs(10));
+            assert!(begin.elapsed() < Duration::from_secs(60));
             std::thread::sleep(Duration::from_millis(10));
         }
         group.kill();

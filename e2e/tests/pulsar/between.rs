@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex as StdMutex};
+use std::time::Duration;
 
 use herald_dispatcher::broker::pulsar::Settings;
 use herald_e2e::environment::{Environment, Options, Pulsar};
@@ -87,6 +88,8 @@ impl Between {
     pub fn settings(&self, tenant: &str) -> Settings {
         Settings {
             url: self.url.clone(),
+            // Some of them come to nothing.
+            operation_timeout: Duration::from_secs(8),
             ..settings(self.pulsar, tenant)
         }
     }

@@ -56,7 +56,7 @@ async fn with_tls_the_ca_file_says_whom_to_trust() {
             url: format!("https://127.0.0.1:{web}"),
             token: pulsar_admin::Token::Fixed(pulsar.admin_token().to_owned()),
             ca,
-            timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(60),
         };
         PulsarAdmin::new(settings).unwrap()
     };

@@ -57,7 +57,7 @@ pub fn settings(pulsar: &Pulsar, tenant: &str) -> Settings {
         tenant: tenant.to_owned(),
         token: Token::Fixed(pulsar.token(ROLE, None)),
         ca: None,
-        operation_timeout: Duration::from_secs(8),
+        operation_timeout: Duration::from_secs(30),
     }
 }
 

@@ -377,7 +377,7 @@ async fn a_killed_process_keeps_all_that_it_gave_receipts_for() {
         .unwrap();
     let mut missing: std::collections::BTreeSet<String> = receipts.into_iter().collect();
     while !missing.is_empty() {
-        let received = tokio::time::timeout(Duration::from_secs(10), consumer.receive()).await;
+        let received = tokio::time::timeout(Duration::from_secs(60), consumer.receive()).await;
         let message = received
             .unwrap_or_else(|_| panic!("lost: {missing:?}"))
             .unwrap();

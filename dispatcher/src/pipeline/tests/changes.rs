@@ -79,7 +79,7 @@ async fn with_a_retry_under_way_over(
     timing: Timing,
     wrap: impl FnOnce(EmbeddedBroker) -> Arc<dyn Broker>,
 ) -> (Stages, NotificationId) {
-    let relays = [Duration::from_secs(2); 2];
+    let relays = [Duration::from_secs(5); 2];
     let timing = Timing {
         relays,
         overdue: PATIENCE,

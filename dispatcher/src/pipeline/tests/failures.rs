@@ -195,7 +195,7 @@ async fn a_fallback_whose_rate_is_used_up_holds_nobody_up() {
 async fn what_only_a_provider_may_send_whose_rate_is_used_up_is_put_off_and_no_attempt_counts() {
     let channel = MAIL.replace(
         "{name: second, log: {}}",
-        "{name: second, log: {}, rateLimit: {count: 1, perSeconds: 1}}",
+        "{name: second, log: {}, rateLimit: {count: 1, perSeconds: 5}}",
     );
     // The second leaves it unknown once, so that it alone may be asked again.
     let stages = Stages::begin(&channel, |provider, delivery| {

@@ -268,7 +268,7 @@ pub(crate) async fn a_chunk_that_is_not_settled_stays_ready(store: &impl Stages)
             }
         }
     };
-    let patience = std::time::Duration::from_secs(10);
+    let patience = std::time::Duration::from_secs(60);
     let chunk = tokio::time::timeout(patience, again).await.unwrap();
     let left = [(chunk.rows[0].row, 0, 1)];
     chunk.hold.settle(&left, &[], &[], at(0)).await.unwrap();

@@ -18,7 +18,7 @@ use crate::store::{
 };
 
 /// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What survives that a process of the server is killed.
 const SURVIVES: [&str; 3] = ["fsync=off", "full_page_writes=off", "max_connections=50"];
@@ -159,7 +159,7 @@ async fn nothing_is_lost_while_the_database_is_killed_again_and_again() {
 async fn a_gateway_that_hangs_with_a_chunk_loses_it_and_is_told_so() {
     let opened = open().await;
     let options = Options {
-        held: Duration::from_millis(200),
+        held: Duration::from_secs(2),
         ..opened.database.options()
     };
     let hangs = PostgresStore::open(options).await.unwrap();

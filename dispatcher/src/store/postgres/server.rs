@@ -78,6 +78,9 @@ impl Database {
         Options {
             connections: 4,
             releasing: 2,
+            // Tests have no second try.
+            patience: Duration::from_secs(60),
+            statement_timeout: Duration::from_secs(60),
             ..Options::new(self.url.clone())
         }
     }

@@ -39,9 +39,6 @@ pub use servers::Server;
 /// How long each step of the start may take, on a busy machine.
 const START: Duration = Duration::from_mins(3);
 
-/// Where it keeps everything, within the environment's folder.
-const FOLDER: &str = "kubernetes";
-
 /// The namespace of the Services that lead to what runs beside the cluster.
 pub const NEIGHBOURS: &str = "neighbours";
 
@@ -89,13 +86,12 @@ impl Kubernetes {
             .context("the cluster's programs are not where scripts/need puts them")?;
         progress("Kubernetes: starting, which takes some seconds");
         let begin = Instant::now();
-        let kubernetes = match Self::try_start(folder, &programs, guarded).await {
+        let kubernetes = match Self::try_start(folder, "kubernetes", &programs, guarded).await {
             Ok(kubernetes) => kubernetes,
             // On a machine that does much else, one of its eight servers may give up on another.
             Err(error) => {
                 progress(&format!("Kubernetes: {error:#}; once more"));
-                fs::remove_dir_all(folder.join(FOLDER)).context("cannot remove what is left")?;
-                Self::try_start(folder, &programs, guarded).await?
+                Self::try_start(folder, "kubernetes-again", &programs, guarded).await?
             }
         };
         progress(&format!(
@@ -106,9 +102,14 @@ impl Kubernetes {
         Ok(kubernetes)
     }
 
-    async fn try_start(folder: &Path, programs: &Path, guarded: bool) -> anyhow::Result<Self> {
+    async fn try_start(
+        folder: &Path,
+        own: &str,
+        programs: &Path,
+        guarded: bool,
+    ) -> anyhow::Result<Self> {
         let log = folder.join("node.log");
-        let node = Node::start(&folder.join(FOLDER), programs, log, guarded).await?;
+        let node = Node::start(&folder.join(own), programs, log, guarded).await?;
         let mut kubernetes = Self {
             kubeconfig: folder.join("kubeconfig"),
             programs: programs.to_owned(),
@@ -143,9 +144,10 @@ impl Kubernetes {
             files: &[],
         };
         image.write(&pause)?;
-        for server in [Server::Etcd, Server::Containerd, Server::ApiServer] {
-            self.launch(server)?;
-        }
+        self.launch(Server::Containerd)?;
+        self.launch(Server::Etcd)?;
+        self.until_ready(Server::Etcd).await?;
+        self.launch(Server::ApiServer)?;
         let api = self.reach(&format!("{ADDRESS}:6443"))?;
         authority.kubeconfig("admin", &format!("https://{api}"), &self.kubeconfig)?;
         self.until_ready(Server::ApiServer).await?;
@@ -161,7 +163,8 @@ impl Kubernetes {
         self.until_ready(Server::Names).await?;
         self.until("create", "node/node1").await?;
         self.until("create", "serviceaccount/default").await?;
-        self.until("condition=Ready", "node/node1").await
+        self.until("condition=Ready", "node/node1").await?;
+        self.until_ready(Server::Proxy).await
     }
 
     /// Waits for an object as `kubectl wait` does, as long as its servers are there.
@@ -173,7 +176,7 @@ impl Kubernetes {
                 return Err(error.context(self.last_words()));
             }
             for server in Server::ALL {
-                self.check(server, begin).await?;
+                self.check(server, Instant::now()).await?;
             }
         }
         Ok(())
@@ -440,14 +443,15 @@ impl Kubernetes {
 
     /// An error once a server ended, or was not ready in time.
     ///
-    /// The kubelet ends where it finds something in flux, a control group say, and counts on who starts it again.
+    /// Most end where they find something that is not there yet, and count on who starts them again; not the two that
+    /// all others rest on.
     async fn check(&mut self, server: Server, begin: Instant) -> anyhow::Result<()> {
         let kept = self.servers.get(&server).context("it was not started")?;
         let in_time = begin.elapsed() <= START;
         if in_time && kept.is_alive() {
             return Ok(());
         }
-        if in_time && server == Server::Kubelet {
+        if in_time && !matches!(server, Server::Etcd | Server::Containerd) {
             progress(&format!("{}\nit is started again", said(server, kept)));
             tokio::time::sleep(Duration::from_secs(1)).await;
             return self.launch(server);

@@ -23,7 +23,7 @@ pub const ADDRESS: &str = "10.88.0.1";
 pub const PROGRAMS: &str = "/var/lib/cluster/bin";
 
 /// How long it may take to set up.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// Where the kernel shows control groups.
 const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
