@@ -15,8 +15,8 @@ use crate::process::{self, Running};
 /// too, on a machine with other things to do.
 const START: Duration = Duration::from_mins(2);
 
-/// How long what is read may take.
-const READ: Duration = Duration::from_mins(2);
+/// How long what is read may take: not everybody repeats it.
+const READ: Duration = Duration::from_secs(45);
 
 /// The API key that the scenarios use.
 pub const KEY: &str = "hk_end_to_end";
@@ -233,7 +233,6 @@ impl Api {
         path: &str,
         query: &[(&str, &str)],
     ) -> anyhow::Result<T> {
-        // Nobody repeats it: it may take longer than what is sent.
         let request = self.get(path).query(query).timeout(READ);
         let answer = request.send().await;
         let answer = answer.with_context(|| format!("cannot ask {path}"))?;

@@ -290,15 +290,16 @@ async fn within_a_second_of_one(
     body: &Value,
     ask: impl AsyncFn() -> Answer,
 ) -> Answer {
-    loop {
+    for _ in 0..30 {
         let begin = Instant::now();
-        let is_accepted = server.send(body).await.status == StatusCode::ACCEPTED;
+        server.send(body).await.expect(StatusCode::ACCEPTED);
         let answer = ask().await;
-        if is_accepted && begin.elapsed() < Duration::from_secs(1) {
+        if begin.elapsed() < Duration::from_secs(1) {
             return answer;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    panic!("two requests take more than a second");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,7 +88,7 @@ impl Between {
     pub fn settings(&self, tenant: &str) -> Settings {
         Settings {
             url: self.url.clone(),
-            // Some of them come to nothing.
+            // Of some operations nothing comes.
             operation_timeout: Duration::from_secs(8),
             ..settings(self.pulsar, tenant)
         }

@@ -142,7 +142,7 @@ async fn receipts_that_do_not_come_are_errors_and_the_next_come() {
         operation_timeout: Duration::from_secs(20),
         ..between.settings(&tenant)
     };
-    let patience = settings.operation_timeout * 3;
+    let patience = settings.operation_timeout * 2;
     let soon = settings.operation_timeout * 3 / 4;
     let broker = PulsarBroker::new(settings);
     let [(topic, _), (other, _)] = ways();

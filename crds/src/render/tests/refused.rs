@@ -41,7 +41,7 @@ fn a_loop_that_does_not_end_in_time_stops() {
         let error = sms(text, json!({})).expect_err(text);
         assert_eq!(error.reason(), "work", "{text}: {error}");
         assert!(
-            begun.elapsed().as_secs() < 60,
+            begun.elapsed().as_secs() < 20,
             "{text}: {:?}",
             begun.elapsed()
         );
@@ -64,7 +64,7 @@ fn a_template_that_prints_a_hundred_megabytes_stops_at_one() {
             error.to_string().contains("longer than 1048576 bytes"),
             "{error}"
         );
-        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }
 }
 

@@ -28,9 +28,11 @@ impl Broker for Leisurely {
         }
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
-        // Until enough wait at once, or it is clear that they never will.
+        // Until enough wait at once; the first may be alone.
         let begin = tokio::time::Instant::now();
-        while self.most.load(Ordering::SeqCst) < TOGETHER && begin.elapsed() < PATIENCE / 2 {
+        while self.most.load(Ordering::SeqCst) < TOGETHER
+            && begin.elapsed() < Duration::from_secs(2)
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let published = self.broker.publish(topic, messages).await;

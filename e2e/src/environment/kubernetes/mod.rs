@@ -88,9 +88,9 @@ impl Kubernetes {
         let begin = Instant::now();
         let kubernetes = match Self::try_start(folder, "kubernetes", &programs, guarded).await {
             Ok(kubernetes) => kubernetes,
-            // On a machine that does much else, one of its eight servers may give up on another.
+            // On a machine that does much else, one of the eight servers may give up on another.
             Err(error) => {
-                progress(&format!("Kubernetes: {error:#}; once more"));
+                progress(&format!("Kubernetes: once more, since {error:#}"));
                 Self::try_start(folder, "kubernetes-again", &programs, guarded).await?
             }
         };
@@ -144,8 +144,8 @@ impl Kubernetes {
             files: &[],
         };
         image.write(&pause)?;
-        self.launch(Server::Containerd)?;
         self.launch(Server::Etcd)?;
+        self.launch(Server::Containerd)?;
         self.until_ready(Server::Etcd).await?;
         self.launch(Server::ApiServer)?;
         let api = self.reach(&format!("{ADDRESS}:6443"))?;
@@ -167,17 +167,18 @@ impl Kubernetes {
         self.until_ready(Server::Proxy).await
     }
 
-    /// Waits for an object as `kubectl wait` does, as long as its servers are there.
+    /// Waits for an object as `kubectl wait` does, and sees to it that its servers are there.
     async fn until(&mut self, condition: &str, what: &str) -> anyhow::Result<()> {
         let begin = Instant::now();
         let condition = format!("--for={condition}");
         while let Err(error) = self.kubectl(&["wait", &condition, what, "--timeout=5s"]) {
             if begin.elapsed() > START {
-                return Err(error.context(self.last_words()));
+                bail!("{error:#}\n{}", self.last_words());
             }
             for server in Server::ALL {
                 self.check(server, Instant::now()).await?;
             }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Ok(())
     }
@@ -441,10 +442,10 @@ impl Kubernetes {
         command
     }
 
-    /// An error once a server ended, or was not ready in time.
+    /// Starts a server that has ended again. An error if it was not ready in time, or is one of the two that all others
+    /// rest on.
     ///
-    /// Most end where they find something that is not there yet, and count on who starts them again; not the two that
-    /// all others rest on.
+    /// Most end where they find something that is not there yet, and count on who starts them again.
     async fn check(&mut self, server: Server, begin: Instant) -> anyhow::Result<()> {
         let kept = self.servers.get(&server).context("it was not started")?;
         let in_time = begin.elapsed() <= START;
@@ -453,21 +454,27 @@ impl Kubernetes {
         }
         if in_time && !matches!(server, Server::Etcd | Server::Containerd) {
             progress(&format!("{}\nit is started again", said(server, kept)));
+            // Its parent takes note of its end.
+            self.kill_server(server)?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             return self.launch(server);
         }
-        bail!("{} did not start: {}", server.name(), said(server, kept));
+        bail!(
+            "a server of the cluster is not ready: {}",
+            said(server, kept)
+        );
     }
 }
 
 /// The end of what a server said: its log goes with the cluster.
 fn said(server: Server, kept: &Kept) -> String {
-    let ended = if kept.is_alive() { "" } else { " has ended" };
+    let how = if kept.is_alive() {
+        "is there"
+    } else {
+        "has ended"
+    };
     let lines = process::last_lines(&kept.log);
-    format!(
-        "{}{ended}; the end of what it said:\n{lines}",
-        server.name()
-    )
+    format!("{} {how}; the end of what it said:\n{lines}", server.name())
 }
 
 /// What a command prints, given this to read. An error with what it says if it fails.
